@@ -1,0 +1,83 @@
+"""featemb: feature-embedding layers for recommender and CTR models, with every byte counted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featemb import check, optim
+from featemb.build import embedding
+from featemb.config import names as _names
+from featemb.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    FeatembError,
+    FormatError,
+    IdError,
+    RunError,
+    SchemaError,
+)
+from featemb.fit import History, fit
+from featemb.frozen import FrozenEmbedding, load
+from featemb.ids import Jagged
+from featemb.layer import FeatureEmbedding, MethodConfig, RowEmbedding, Stage
+from featemb.memory import Memory
+from featemb.plan import plan
+from featemb.schema import Feature, Schema
+from featemb.spec import Spec, parse
+
+if TYPE_CHECKING:
+    from featemb import benchmarks, datasets, models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "FeatembError",
+    "Feature",
+    "FeatureEmbedding",
+    "FormatError",
+    "FrozenEmbedding",
+    "History",
+    "IdError",
+    "Jagged",
+    "Memory",
+    "MethodConfig",
+    "RowEmbedding",
+    "RunError",
+    "Schema",
+    "SchemaError",
+    "Spec",
+    "Stage",
+    "check",
+    "codecs",
+    "embedding",
+    "fit",
+    "load",
+    "methods",
+    "optim",
+    "parse",
+    "plan",
+]
+
+_LAZY = ("benchmarks", "datasets", "models")
+
+
+def methods() -> list[str]:
+    """Return the names of all registered methods."""
+    return _names("method")
+
+
+def codecs() -> list[str]:
+    """Return the names of all registered codecs of frozen rows."""
+    return _names("codec")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the models, data sets and harness on first use."""
+    if name in _LAZY:
+        return importlib.import_module(f"featemb.{name}")
+    raise AttributeError(f"module 'featemb' has no attribute {name!r}")

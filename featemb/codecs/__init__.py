@@ -1,0 +1,1 @@
+"""Codecs: storage formats of frozen rows, one file a family."""

@@ -1,0 +1,143 @@
+"""`FrozenEmbedding`: the deployable form of a layer, and its file format.
+
+A frozen layer holds buffers only and is made of parts; it needs neither the method's
+configuration nor an optimizer. Its file is a safetensors file: tensors, and a header with the
+format version, the schema, the tree of parts and a checksum. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featemb.base import EmbeddingBase
+from featemb.errors import FormatError
+from featemb.memory import Memory, module_bytes
+from featemb.parts import Part
+from featemb.schema import Schema
+
+FORMAT = 1
+_KEY = "featemb"
+
+
+class FrozenEmbedding(EmbeddingBase):
+    """A layer of buffers only; called exactly as the layer that it was frozen from.
+
+    Args:
+        schema: the features (their training counts are dropped).
+        dim: output width asked for.
+        widths: output width of each feature.
+        source: the part that maps (ids, feature) to vectors.
+    """
+
+    def __init__(self, schema: Schema, dim: int, widths: Sequence[int], source: Part) -> None:
+        super().__init__(schema.without_counts(), dim, widths)
+        self.source = source
+
+    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
+        vectors: Tensor = self.source(ids, feature)
+        return vectors
+
+    def forward_single(self, ids: Tensor) -> Tensor:
+        """Look up ``[B, F]`` at once: the features broadcast over the batch."""
+        return self.lookup(ids, torch.arange(ids.shape[1], device=ids.device))
+
+    def memory(self) -> Memory:
+        """Bytes by part of the tensors that the layer holds."""
+        return Memory(module_bytes(self), {})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to one file, atomically.
+
+        Args:
+            path: target; an existing file is replaced only by a complete new one.
+        """
+        from safetensors.torch import save_file
+
+        target = Path(path)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        header = {
+            "format": FORMAT,
+            "schema": json.loads(self.schema.to_json()),
+            "dim": self.dim,
+            "widths": self.widths,
+            "source": self.source.describe(),
+        }
+        text = json.dumps(header, separators=(",", ":"))
+        metadata = {_KEY: _deflate(text), "checksum": _checksum(text, tensors)}
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> FrozenEmbedding:
+    """Read a layer that `FrozenEmbedding.save` wrote.
+
+    Raises:
+        FormatError: the file is missing, not of this format, of a newer version or corrupt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FormatError(f"{os.fspath(path)!r} is not a file")
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(
+            f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
+        ) from error
+    text = _inflate(metadata.get(_KEY, ""), path)
+    if metadata.get("checksum") != _checksum(text, tensors):
+        raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
+    header = json.loads(text)
+    if header.get("format") != FORMAT:
+        raise FormatError(
+            f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {FORMAT}"
+        )
+    return _rebuild(header, tensors).to(device).eval()
+
+
+def _rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FrozenEmbedding:
+    schema = Schema.from_json(json.dumps(header["schema"]))
+    source = Part.rebuild(header["source"], tensors, prefix="source.")
+    return FrozenEmbedding(schema, header["dim"], header["widths"], source)
+
+
+def _deflate(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _inflate(text: str, path: str | os.PathLike[str]) -> str:
+    try:
+        return zlib.decompress(base64.b64decode(text, validate=True)).decode()
+    except (ValueError, zlib.error) as error:
+        raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,256 @@
+"""`FeatureEmbedding`: the contract of a trainable layer, with a default for almost everything.
+
+Shape letters: B samples, F features, N ids, L lookups an id, C width of a row, D the largest
+feature width, W the sum of the features' widths.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from featemb.base import EmbeddingBase
+from featemb.codecs.base import Codec, codec_by_name
+from featemb.codecs.floats import Fp32
+from featemb.config import Config
+from featemb.errors import ConfigError, FeatembError
+from featemb.frozen import FrozenEmbedding
+from featemb.memory import Memory, module_bytes, training_bytes
+from featemb.parts import Lookup
+from featemb.rows import RowTable
+from featemb.schema import Schema
+
+if TYPE_CHECKING:
+    from featemb.build import Request
+
+Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a method's training, as data for the loop.
+
+    Attributes:
+        name: shown in records.
+        kind: "train" runs epochs; "search" calls the layer's ``search``.
+        weights: "keep" continues; "initial" first rewinds the whole model to its start, except
+            what the layer keeps itself in ``begin_stage`` (masks, dimensions).
+        epochs: upper limit for this stage; None takes the run's.
+    """
+
+    name: str
+    kind: Literal["train", "search"] = "train"
+    weights: Literal["keep", "initial"] = "keep"
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a method's ``build`` gets beside its configuration.
+
+    Attributes:
+        schema: the features.
+        dim: output width asked for.
+        seed: the one source of randomness.
+        device: where the tables are made; "meta" for plans.
+    """
+
+    schema: Schema
+    dim: int
+    seed: int
+    device: torch.device
+
+    def seed_tensor(self) -> Tensor:
+        """The seed as an int64 scalar, for address parts."""
+        return torch.tensor(self.seed, device=self.device)
+
+    def table(self, num_rows: int, width: int, init: float) -> RowTable:
+        """Make a `RowTable` with uniform initial values in ``[-init, init]``.
+
+        Values are drawn on the CPU, so that every device starts from the same ones.
+        """
+        if self.device.type == "meta":
+            with self.device:
+                return RowTable(num_rows, width, init, generator=None)
+        generator = torch.Generator().manual_seed(self.seed)
+        return RowTable(num_rows, width, init, generator).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Config):
+    """Base of the methods' configurations.
+
+    Attributes:
+        summary: one line for lists and the docs' table.
+        paper: source (authors, venue, year).
+        knob: the integer setting that a byte budget is solved for; None if the size is fixed.
+        unbounded: whether features without a cardinality are accepted.
+    """
+
+    kind: ClassVar[str] = "method"
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    knob: ClassVar[str | None] = None
+    unbounded: ClassVar[bool] = False
+
+    def build(self, context: BuildContext) -> FeatureEmbedding:
+        """Make the layer."""
+        raise NotImplementedError
+
+    def at_width(self, dim: int) -> MethodConfig:
+        """Return the configuration for another output width (first-order terms use width 1)."""
+        return self
+
+    def smallest_knob(self, schema: Schema) -> int:
+        """Smallest value of the knob that works for a schema."""
+        return 1
+
+
+class FeatureEmbedding(EmbeddingBase):
+    """A trainable embedding layer: ids in, ``[B, W]`` out.
+
+    A method writes `lookup` (or builds a `RowEmbedding`) and overrides a hook only where it
+    needs one. Everything that decides an answer is a parameter, a buffer or the configuration.
+
+    Attributes:
+        schema: the features.
+        config: the method's configuration, with its size knobs solved.
+        dim: output width asked for.
+        widths: output width of each feature.
+        codec: format of the frozen rows.
+        request: what `featemb.embedding` was asked for, from which `companion` is made.
+    """
+
+    request: Request
+
+    def __init__(
+        self,
+        context: BuildContext,
+        config: MethodConfig,
+        widths: Sequence[int] | None = None,
+    ) -> None:
+        widths = widths or (context.dim,) * context.schema.num_features
+        super().__init__(context.schema, context.dim, widths)
+        self.config = config
+        self.seed = context.seed
+        self.codec: Codec = Fp32()
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`)."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def penalty(self) -> Tensor:
+        """A scalar to add to the loss."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+    def after_backward(self) -> None:
+        """Called between ``backward`` and the optimizers' steps; gradients are there."""
+
+    def after_step(self, step: int) -> None:
+        """Called after every optimizer step; ``step`` counts from 1 within the stage."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training, in order."""
+        return (Stage("train"),)
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Called before a stage, after its rewind."""
+
+    def search(self, stage: Stage, evaluate: Callable[[], float]) -> None:
+        """Run a search stage; ``evaluate()`` scores the model as it stands, higher is better.
+
+        Raises:
+            FeatembError: the method has no search stage.
+        """
+        raise FeatembError(f"method {self.config.name!r} has no search stage {stage.name!r}")
+
+    def _freeze(self, codec: Codec) -> FrozenEmbedding:
+        """Make the deployable form with a codec: what a method writes for `freeze`."""
+        raise NotImplementedError
+
+    def freeze(self, codec: Codec | str | None = None) -> FrozenEmbedding:
+        """Return the deployable form: a separate layer of buffers only.
+
+        Args:
+            codec: row format, such as "int8"; None takes the layer's own.
+        """
+        if isinstance(codec, str):
+            codec = codec_by_name(codec)
+        with torch.no_grad():
+            return self._freeze(codec or self.codec).eval()
+
+    def memory(self, optimizer: Optimizers = None) -> Memory:
+        """Bytes by part, read from the tensors; with an optimizer, its state of this layer too."""
+        frozen = _meta_copy(self).freeze()
+        return Memory(module_bytes(frozen), training_bytes(self, optimizer))
+
+    def companion(self, dim: int = 1) -> FeatureEmbedding:
+        """Return a layer of another width from the same request: first-order terms.
+
+        It has the same method, codec and compression ratio, and a seed of its own.
+        """
+        return self.request.companion(dim)
+
+
+def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
+    """Copy a layer with every tensor on the meta device: its structure without its bytes."""
+    memo: dict[int, Any] = {}
+    for parameter in layer.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in layer.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    request = layer.request
+    memo[id(request)] = request
+    return copy.deepcopy(layer, memo)
+
+
+class RowEmbedding(FeatureEmbedding):
+    """A layer that is one chain address -> rows -> combine; most methods build one of these.
+
+    Args:
+        context: schema, width, seed, device.
+        config: the method's configuration.
+        address: a part, (ids, feature) -> rows ``[..., L]``.
+        rows: the table.
+        combine: a part, vectors ``[..., L, C]`` -> ``[..., D]``.
+        widths: output width of each feature; equal to ``dim`` by default.
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        config: MethodConfig,
+        *,
+        address: nn.Module,
+        rows: RowTable,
+        combine: nn.Module,
+        widths: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(context, config, widths)
+        self.source = Lookup(address=address, rows=rows, combine=combine)
+
+    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
+        vectors: Tensor = self.source(ids, feature)
+        return vectors
+
+    def forward_single(self, ids: Tensor) -> Tensor:
+        """Look up ``[B, F]`` at once: the features broadcast over the batch."""
+        return self.lookup(ids, torch.arange(ids.shape[1], device=ids.device))
+
+    def _freeze(self, codec: Codec) -> FrozenEmbedding:
+        rows = self.source.rows
+        if not isinstance(rows, RowTable):
+            raise ConfigError(f"method {self.config.name!r} has no row table to freeze")
+        source = Lookup(
+            address=copy.deepcopy(self.source.address),
+            rows=codec.encode(rows.weight),
+            combine=copy.deepcopy(self.source.combine),
+        )
+        return FrozenEmbedding(self.schema, self.dim, self.widths, source)

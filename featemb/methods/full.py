@@ -1,0 +1,40 @@
+"""The plain table: every id has a private row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+from featemb.config import register
+from featemb.layer import BuildContext, MethodConfig, RowEmbedding
+from featemb.parts import Concat, OffsetAddress
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Full(MethodConfig):
+    """Uncompressed: ``e(f, x) = E[offset_f + x]``; the reference of every ratio.
+
+    Bytes: ``4 D sum_f n_f``, for serving and (without optimizer) for training.
+
+    Attributes:
+        init: rows start uniform in ``[-init, init]``.
+    """
+
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "one private row an id"
+    paper: ClassVar[str] = "-"
+
+    init: float = 0.05
+
+    def build(self, context: BuildContext) -> RowEmbedding:
+        """Make one table of all features' rows."""
+        ends = tuple(accumulate(context.schema.cardinalities))
+        return RowEmbedding(
+            context,
+            self,
+            address=OffsetAddress(offsets=(0, *ends[:-1])),
+            rows=context.table(ends[-1], context.dim, self.init),
+            combine=Concat(),
+        )

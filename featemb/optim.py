@@ -1,0 +1,326 @@
+"""Optimizers whose step costs O(rows touched), and their dense equivalents.
+
+`RowAdam`, `RowAdagrad` and `RowSGD` are *lazy*: a row that no sample of the batch reads keeps its
+weights and its state. This differs from the dense optimizers in three ways: Adam's moments of an
+untouched row do not decay and do not move it; weight decay reaches a row only when it is read; the
+bias correction counts the table's steps, not the row's. `DenseAdam` is the dense equivalent (Adam
+with coupled or decoupled L2 over the whole table, every step): some methods' published behaviour
+depends on it, and its step costs O(table).
+
+Parameters that are not row tables get the ordinary dense update in all of them, so that
+``RowAdam(model.parameters())`` serves a whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+from featemb.errors import ConfigError, nearest
+from featemb.layer import FeatureEmbedding
+from featemb.rows import gather_rows, use_row_gradients
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class _RowOptimizer(torch.optim.Optimizer):
+    """Splits every group's parameters by the kind of their gradient."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        for name in ("lr", "weight_decay"):
+            if not defaults[name] >= 0:
+                raise ConfigError(f"{name} must be >= 0, got {defaults[name]!r}")
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                use_row_gradients(parameter, True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            dense = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.layout == torch.sparse_coo:
+                    grad = parameter.grad.coalesce()
+                    self._step_rows(parameter, grad.indices()[0], grad.values(), group)
+                else:
+                    dense.append(parameter)
+            if dense:
+                self._step_dense(dense, group)
+        return loss
+
+    def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Update the rows int64 ``[U]`` of a table by their gradients ``[U, C]``."""
+        raise NotImplementedError
+
+    def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update whole parameters by their dense gradients."""
+        raise NotImplementedError
+
+
+class RowAdam(_RowOptimizer):
+    """Adam (Kingma and Ba, 2015) that touches only the rows of the batch ("lazy Adam").
+
+    Args:
+        params: parameters or parameter groups; row tables among them get row gradients.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: L2 strength; reaches a row only when the row is read.
+        decoupled: whether the decay is decoupled from the moments (AdamW) or added to the gradient.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled": decoupled,
+        }
+        super().__init__(params, defaults)
+
+    def allocate(self) -> None:
+        """Make the state of every parameter now, not at its first step (for byte counting)."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._moments(parameter)
+
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self._moments(table)
+        whole = (table, state["exp_avg"], state["exp_avg_sq"])
+        weight, exp_avg, exp_avg_sq = (gather_rows(part, rows) for part in whole)
+        self._adam([weight], [grad], [exp_avg], [exp_avg_sq], [state["step"]], group)
+        for part, new in zip(whole, (weight, exp_avg, exp_avg_sq), strict=True):
+            part.index_copy_(0, rows, new)
+
+    def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self._moments(parameter) for parameter in parameters]
+        self._adam(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            group,
+        )
+
+    def _adam(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        update = adamw if group["decoupled"] else adam
+        update(
+            weights,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            foreach=False,
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+class RowAdagrad(_RowOptimizer):
+    """Adagrad (Duchi et al., 2011) that touches only the rows of the batch.
+
+    Without weight decay this equals dense Adagrad exactly: a zero gradient changes nothing there.
+
+    Args:
+        params: parameters or parameter groups; row tables among them get row gradients.
+        lr: learning rate.
+        eps: added to the root of the accumulator.
+        weight_decay: L2 strength, added to the gradient of the rows that are read.
+        rowwise: keep one accumulator a row (mean of the squared gradients) instead of one an
+            element, as FBGEMM's row-wise Adagrad: state shrinks by the row's width.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        rowwise: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "rowwise": rowwise}
+        super().__init__(params, defaults)
+
+    def _accumulator(self, parameter: Tensor, rowwise: bool) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            one_a_row = rowwise and parameter.dim() == 2
+            shape = (parameter.shape[0], 1) if one_a_row else tuple(parameter.shape)
+            state["sum"] = parameter.new_zeros(shape)
+        accumulator: Tensor = state["sum"]
+        return accumulator
+
+    def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        whole = self._accumulator(table, group["rowwise"])
+        weight, total = gather_rows(table, rows), gather_rows(whole, rows)
+        self._adagrad(weight, grad, total, group)
+        table.index_copy_(0, rows, weight)
+        whole.index_copy_(0, rows, total)
+
+    def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                total = self._accumulator(parameter, rowwise=False)
+                self._adagrad(parameter, parameter.grad, total, group)
+
+    @staticmethod
+    def _adagrad(weight: Tensor, grad: Tensor, total: Tensor, group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            grad = grad.add(weight, alpha=group["weight_decay"])
+        square = grad.square()
+        total.add_(square if total.shape == grad.shape else square.mean(1, keepdim=True))
+        weight.addcdiv_(grad, total.sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+class RowSGD(_RowOptimizer):
+    """Stochastic gradient descent that touches only the rows of the batch; it keeps no state.
+
+    Args:
+        params: parameters or parameter groups; row tables among them get row gradients.
+        lr: learning rate.
+        weight_decay: L2 strength, added to the gradient of the rows that are read.
+    """
+
+    def __init__(self, params: Params, lr: float = 1e-1, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        weight = gather_rows(table, rows)
+        self._sgd(weight, grad, group)
+        table.index_copy_(0, rows, weight)
+
+    def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self._sgd(parameter, parameter.grad, group)
+
+    @staticmethod
+    def _sgd(weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(grad, alpha=-group["lr"])
+
+
+class DenseAdam(torch.optim.Adam):
+    """Adam over the whole table at every step: the dense-equivalent mode, O(table) a step.
+
+    Args:
+        params: parameters or parameter groups; row tables among them get dense gradients.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: L2 strength over every row, read or not.
+        decoupled: decoupled decay (AdamW; Loshchilov and Hutter, 2019) or coupled L2.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled,
+        )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                use_row_gradients(parameter, False)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "row_adam": RowAdam,
+    "row_adagrad": RowAdagrad,
+    "row_sgd": RowSGD,
+    "dense_adam": DenseAdam,
+}
+
+
+def build(
+    model: nn.Module,
+    lr: float,
+    optimizer: str = "row_adam",
+    weight_decay: float = 0.0,
+    net_weight_decay: float = 0.0,
+) -> list[torch.optim.Optimizer]:
+    """Make the optimizers of a model: the groups of its embedding layers, then the rest.
+
+    Args:
+        model: a module with any number of `featemb.FeatureEmbedding` inside.
+        lr: learning rate, where a layer's group does not set its own.
+        optimizer: ``row_adam``, ``row_adagrad``, ``row_sgd`` or ``dense_adam``; a layer's group
+            may name another.
+        weight_decay: L2 on the embedding layers (see the module's text for what lazy means).
+        net_weight_decay: L2 on all other parameters.
+
+    Raises:
+        ConfigError: there is no such optimizer.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {optimizer: []}
+    seen: set[int] = set()
+    for layer in (module for module in model.modules() if isinstance(module, FeatureEmbedding)):
+        for group in layer.param_groups(lr):
+            entry = {"weight_decay": weight_decay, **group}
+            groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
+            seen.update(id(parameter) for parameter in entry["params"])
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in seen]
+    if rest:
+        groups[optimizer].append({"params": rest, "lr": lr, "weight_decay": net_weight_decay})
+    made = []
+    for name, entries in groups.items():
+        if name not in OPTIMIZERS:
+            raise ConfigError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
+        if entries:
+            made.append(OPTIMIZERS[name](entries, lr=lr))
+    return made

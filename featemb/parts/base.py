@@ -1,0 +1,77 @@
+"""`Part`: a small module that can be written to a file and rebuilt without its method's code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_type_hints
+
+from torch import Tensor, nn
+
+from featemb.errors import FormatError, nearest
+
+_KINDS: dict[str, type[Part]] = {}
+
+
+class Part(nn.Module):
+    """A module declared by its annotated fields, in the manner of a dataclass.
+
+    Every annotation of a subclass is a field, given to the constructor by keyword:
+    ``Tensor`` fields become buffers, ``nn.Module`` fields children (in a frozen layer they are
+    parts), everything else is a setting that JSON can hold (numbers, strings, tuples of these).
+    A part's class name is its kind in files.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if _KINDS.setdefault(cls.__name__, cls) is not cls:
+            raise TypeError(f"a part named {cls.__name__!r} exists already")
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        declared = self.fields()
+        if set(fields) != set(declared):
+            raise TypeError(f"{type(self).__name__} takes {sorted(declared)}, got {sorted(fields)}")
+        for name, value in fields.items():
+            if declared[name] is Tensor:
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+
+    @classmethod
+    def fields(cls) -> dict[str, Any]:
+        """Return the declared fields and their types."""
+        names = cls.__annotations__
+        hints = get_type_hints(cls)
+        return {name: hints[name] for name in names if "ClassVar" not in str(names[name])}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the part's structure as a JSON-able tree, without tensors."""
+        tree: dict[str, Any] = {"kind": type(self).__name__}
+        for name, kind in self.fields().items():
+            if kind is not Tensor:
+                value = getattr(self, name)
+                tree[name] = value.describe() if isinstance(value, Part) else value
+        return tree
+
+    @staticmethod
+    def rebuild(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> Part:
+        """Build a part from `describe`'s tree and the state dict's tensors.
+
+        Raises:
+            FormatError: a kind is unknown, or a field or tensor is missing.
+        """
+        kind = tree.get("kind")
+        if kind not in _KINDS:
+            raise FormatError(f"unknown part {kind!r}; {nearest(str(kind), _KINDS)}")
+        fields: dict[str, Any] = {}
+        for name, hint in _KINDS[kind].fields().items():
+            source: Mapping[str, Any] = tensors if hint is Tensor else tree
+            key = prefix + name if hint is Tensor else name
+            if key not in source:
+                raise FormatError(f"part {kind!r} lacks its field {key!r}")
+            value = source[key]
+            is_part = isinstance(value, Mapping) and "kind" in value
+            fields[name] = Part.rebuild(value, tensors, f"{prefix}{name}.") if is_part else value
+        return _KINDS[kind](**fields)

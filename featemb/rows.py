@@ -1,0 +1,122 @@
+"""`RowTable`: where trainable rows live, and the row-wise gather.
+
+Shape letters: R rows, C width of a row, N looked-up rows, U distinct rows among them.
+
+Two kinds of gradient exist. *Dense* (the default, works with every torch optimizer) is a tensor of
+the table's size. *Row gradients* are a coalesced sparse tensor of the touched rows only, so that a
+step costs O(rows touched) and not O(table); the optimizers of `featemb.optim` that understand them
+switch them on for the tables that they are given.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from featemb.ids import tracing
+
+_INT32_ROWS = 2**31 - 1
+
+
+class RowTable(nn.Module):
+    """A trainable table of rows.
+
+    Args:
+        num_rows: R.
+        width: C, the width of a row.
+        init: rows start uniform in ``[-init, init]``.
+        generator: source of the initial values; None leaves them uninitialised (meta device).
+
+    Attributes:
+        weight: float32 parameter ``[R, C]``.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"weight": "rows"}
+
+    def __init__(
+        self, num_rows: int, width: int, init: float, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        device = None if generator is None else generator.device
+        weight = torch.empty(num_rows, width, device=device)
+        if generator is not None:
+            weight.uniform_(-init, init, generator=generator)
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Gather rows; int64 of any shape ``[...]`` gives ``[..., C]``."""
+        flat = rows.reshape(-1)
+        weight = self.weight
+        if row_gradients(weight) and torch.is_grad_enabled() and not tracing():
+            vectors: Tensor = _RowGather.apply(weight, flat)  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled() and weight.requires_grad:
+            vectors = F.embedding(flat, weight)
+        else:
+            vectors = gather_rows(weight, flat)
+        return vectors.view(*rows.shape, weight.shape[1])
+
+    def extra_repr(self) -> str:
+        """Shape, for printing."""
+        return f"{self.weight.shape[0]} x {self.weight.shape[1]}"
+
+
+def row_gradients(parameter: Tensor) -> bool:
+    """Whether a table's gradients are row gradients (see the module's text)."""
+    return bool(getattr(parameter, "row_gradients", False))
+
+
+def use_row_gradients(parameter: Tensor, on: bool) -> None:
+    """Switch the gradients of a table between row gradients and dense ones."""
+    parameter.row_gradients = on  # type: ignore[attr-defined]
+
+
+def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """``table[rows]`` for int64 ``[N]``, without a gradient; the fastest kernel on each device."""
+    if table.device.type != "cpu" or tracing() or not table.is_floating_point():
+        return F.embedding(rows, table)
+    # bags of one row each: this kernel prefetches, which halves the time on large tables
+    starts = torch.arange(rows.numel())
+    return F.embedding_bag(rows, table, starts, mode="sum")
+
+
+def distinct_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort looked-up rows into groups.
+
+    Returns:
+        The distinct rows int64 ``[U]`` in ascending order, the order ``[N]`` that sorts the
+        input, and the start ``[U]`` of each distinct row's group in that order.
+    """
+    keys = rows.int() if num_rows <= _INT32_ROWS else rows
+    ordered, order = torch.sort(keys)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    starts = first.nonzero().view(-1)
+    return ordered[starts].long(), order, starts
+
+
+def sum_groups(values: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+    """Sum ``values[order]`` (``[N, C]``) over the groups of `distinct_rows`, giving ``[U, C]``."""
+    return F.embedding_bag(order, values, starts, mode="sum")
+
+
+class _RowGather(torch.autograd.Function):
+    """Gather whose gradient holds the touched rows only."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = weight.shape
+        return gather_rows(weight.detach(), rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        distinct, order, starts = distinct_rows(rows, ctx.shape[0])
+        summed = sum_groups(grads[0].contiguous(), order, starts)
+        sparse = torch.sparse_coo_tensor(
+            distinct[None], summed, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return sparse, None
