@@ -94,13 +94,14 @@ def _as_int64(ids: Tensor, what: str) -> Tensor:
     return ids
 
 
-def _limits(schema: Schema, device: torch.device) -> Tensor:
-    unbounded = torch.iinfo(torch.int64).max
-    return torch.tensor([f.cardinality or unbounded for f in schema.features], device=device)
+def _last_ids(schema: Schema, device: torch.device) -> Tensor:
+    largest = torch.iinfo(torch.int64).max
+    last = [largest if f.cardinality is None else f.cardinality - 1 for f in schema.features]
+    return torch.tensor(last, device=device)
 
 
 def _check_dense(ids: Tensor, schema: Schema) -> None:
-    wrong = (ids < 0) | (ids >= _limits(schema, ids.device))
+    wrong = (ids < 0) | (ids > _last_ids(schema, ids.device))
     if wrong.any():
         sample, feature = (int(i) for i in wrong.nonzero()[0])
         raise _id_error(schema, feature, int(ids[sample, feature]), f"sample {sample}")
@@ -143,7 +144,7 @@ def _check_jagged(values: Tensor, lengths: Tensor, schema: Schema) -> None:
             "ids; declare it with multi=True"
         )
     feature_of = feature_index(lengths, schema.num_features)
-    wrong = (values < 0) | (values >= _limits(schema, values.device)[feature_of])
+    wrong = (values < 0) | (values > _last_ids(schema, values.device)[feature_of])
     if wrong.any():
         position = int(wrong.nonzero()[0])
         where = f"position {position} of Jagged.values"

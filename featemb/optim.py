@@ -23,7 +23,7 @@ from torch.optim.adamw import adamw
 
 from featemb.errors import ConfigError, nearest
 from featemb.layer import FeatureEmbedding
-from featemb.rows import gather_rows, use_row_gradients
+from featemb.rows import gather_rows, touched_rows, use_row_gradients, write_rows
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -53,8 +53,7 @@ class _RowOptimizer(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 if parameter.grad.layout == torch.sparse_coo:
-                    grad = parameter.grad.coalesce()
-                    self._step_rows(parameter, grad.indices()[0], grad.values(), group)
+                    self._step_rows(parameter, *touched_rows(parameter.grad), group)
                 else:
                     dense.append(parameter)
             if dense:
@@ -120,7 +119,7 @@ class RowAdam(_RowOptimizer):
         weight, exp_avg, exp_avg_sq = (gather_rows(part, rows) for part in whole)
         self._adam([weight], [grad], [exp_avg], [exp_avg_sq], [state["step"]], group)
         for part, new in zip(whole, (weight, exp_avg, exp_avg_sq), strict=True):
-            part.index_copy_(0, rows, new)
+            write_rows(part, rows, new)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._moments(parameter) for parameter in parameters]
@@ -200,8 +199,8 @@ class RowAdagrad(_RowOptimizer):
         whole = self._accumulator(table, group["rowwise"])
         weight, total = gather_rows(table, rows), gather_rows(whole, rows)
         self._adagrad(weight, grad, total, group)
-        table.index_copy_(0, rows, weight)
-        whole.index_copy_(0, rows, total)
+        write_rows(table, rows, weight)
+        write_rows(whole, rows, total)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -233,7 +232,7 @@ class RowSGD(_RowOptimizer):
     def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         weight = gather_rows(table, rows)
         self._sgd(weight, grad, group)
-        table.index_copy_(0, rows, weight)
+        write_rows(table, rows, weight)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:

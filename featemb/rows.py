@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from featemb.ids import tracing
 
 _INT32_ROWS = 2**31 - 1
+_WIDE_BYTES = 16
 
 
 class RowTable(nn.Module):
@@ -80,6 +81,29 @@ def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
     # bags of one row each: this kernel prefetches, which halves the time on large tables
     starts = torch.arange(rows.numel())
     return F.embedding_bag(rows, table, starts, mode="sum")
+
+
+def write_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """``table[rows] = values`` in place, for distinct rows int64 ``[U]`` and values ``[U, C]``."""
+    wide = table.shape[1] * table.element_size()
+    if table.device.type != "cpu" or wide % _WIDE_BYTES or not table.is_contiguous():
+        table.index_copy_(0, rows, values)
+        return
+    # copying 16-byte elements by a flat index is several times faster than copying short rows
+    per_row = wide // _WIDE_BYTES
+    index = (rows[:, None] * per_row + torch.arange(per_row)).view(-1)
+    flat = table.view(torch.complex128).view(-1)
+    flat.index_copy_(0, index, values.contiguous().view(torch.complex128).view(-1))
+
+
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a row gradient into its distinct rows int64 ``[U]`` and their gradients ``[U, C]``."""
+    rows, values = grad._indices()[0], grad._values()
+    # autograd drops the mark that says "coalesced": looking is cheaper than sorting again
+    if not bool((rows[1:] > rows[:-1]).all()):
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+    return rows, values
 
 
 def distinct_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:

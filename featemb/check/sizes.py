@@ -1,0 +1,58 @@
+"""Checks of budgets and plans."""
+
+from __future__ import annotations
+
+from featemb.build import embedding
+from featemb.check.case import Case, expect
+from featemb.errors import BudgetError
+from featemb.schema import Feature, Schema
+from featemb.spec import parse
+
+_SCHEMA = Schema([Feature("user", 20_000), Feature("item", 3_000), Feature("day", 7)])
+
+
+def check_budget(case: Case) -> None:
+    """Ratios are met from below, by less than one row or 1%; too small a budget is refused."""
+    config = parse(case.spec).method
+    if config.knob is None or getattr(config, config.knob) is not None:
+        return
+    for ratio in (2, 10, 100):
+        limit = _SCHEMA.full_bytes(case.dim) / ratio
+        used = (
+            embedding(_SCHEMA, case.spec, dim=case.dim, ratio=ratio, device="meta").memory().serving
+        )
+        slack = max(4 * case.dim, limit / 100)
+        expect(used <= limit, f"ratio {ratio}: {used} bytes are above the limit {limit:.0f}")
+        expect(used > limit - slack, f"ratio {ratio}: {used} bytes waste the limit {limit:.0f}")
+
+
+def check_impossible_budget(case: Case) -> None:
+    """A budget below the floor raises `BudgetError`, whose floor can be met."""
+    config = parse(case.spec).method
+    if config.knob is not None and getattr(config, config.knob) is not None:
+        return
+    try:
+        embedding(_SCHEMA, case.spec, dim=case.dim, budget=1, device="meta")
+    except BudgetError as error:
+        floor = error.floor
+    else:
+        expect(False, "a budget of one byte was accepted")
+        return
+    used = embedding(_SCHEMA, case.spec, dim=case.dim, budget=floor, device="meta")
+    expect(used.memory().serving <= floor, "the floor cannot be met")
+
+
+def check_plan_is_truth(case: Case) -> None:
+    """The same layer on the meta device counts the same bytes as the real one."""
+    real = case.layer().memory()
+    plan = case.layer(device="meta").memory()
+    expect(plan.serving == real.serving, f"plan {plan.serving}, real {real.serving}")
+    expect(plan.training == real.training, f"plan {plan.training}, real {real.training}")
+
+
+def check_companion(case: Case) -> None:
+    """A companion of width 1 exists, for first-order terms, with one number a feature."""
+    layer = case.layer()
+    companion = layer.companion(1)
+    expect(companion.widths == (1,) * len(layer.widths), f"widths are {companion.widths}")
+    expect(companion.memory().serving < layer.memory().serving, "it is not smaller")
