@@ -1,0 +1,99 @@
+"""Equal widths for the models that multiply features with each other, and the FM term.
+
+Shape letters: B samples, F features, M numeric columns, W sum of the widths, D the largest width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from featemb.errors import ConfigError
+from featemb.models.base import ModelContext
+from featemb.models.mlp import linear
+
+_SHOWN = 4
+
+
+class EqualWidths(nn.Module):
+    """Brings an embedded batch ``[B, W]`` to ``[B, F, D]``.
+
+    Equal widths are a free view. Otherwise, where asked for, features of each width below D share
+    one linear map to D without bias (mixed dimensions, Ginart et al., 2019).
+
+    Args:
+        context: the embedding layer and the source of initial weights.
+        model: name for the error message.
+        project: whether unequal widths are projected.
+
+    Attributes:
+        dim: D.
+
+    Raises:
+        ConfigError: the widths are unequal and project is False.
+    """
+
+    def __init__(self, context: ModelContext, model: str, project: bool) -> None:
+        super().__init__()
+        self.widths = context.embedding.widths
+        self.dim = max(self.widths)
+        narrow = sorted(set(self.widths) - {self.dim})
+        if narrow and not project:
+            names = context.embedding.schema.names
+            raise ConfigError(
+                f"{model} needs features of equal width, got {describe(names, self.widths)}; "
+                f"build it with project=True to map narrower features to width {self.dim}"
+            )
+        self.maps = nn.ModuleDict(
+            {str(w): linear(w, self.dim, context.generator, bias=False) for w in narrow}
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``[B, F, D]`` of ``[B, W]``."""
+        if not self.maps:
+            return vectors.view(vectors.shape[0], len(self.widths), self.dim)
+        columns: list[Tensor] = list(torch.split(vectors, list(self.widths), 1))
+        for name, project in self.maps.items():
+            features = [f for f, width in enumerate(self.widths) if width == int(name)]
+            wide = project(torch.stack([columns[f] for f in features], 1))
+            for f, column in zip(features, wide.unbind(1), strict=True):
+                columns[f] = column
+        return torch.stack(columns, 1)
+
+
+def describe(names: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    """Say which features have which width, a few names of each."""
+    parts = []
+    for width in sorted(set(widths), reverse=True):
+        group = [repr(n) for n, w in zip(names, widths, strict=True) if w == width]
+        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+        parts.append(f"{width} ({', '.join(group[:_SHOWN])}{more})")
+    return ", ".join(parts)
+
+
+class Pairwise(nn.Module):
+    """The second-order term of a factorization machine (Rendle, ICDM 2010).
+
+    ``sum_{i<j} <z_i, z_j> = 1/2 (|sum_i z_i|^2 - sum_i |z_i|^2)`` over the features' vectors
+    ``z_f = e_f`` and the numeric columns' ``z_j = x_j v_j``: linear in the number of vectors.
+
+    Attributes:
+        weight: v, ``[M, D]``, starting from N(0, 0.01^2); None where M is 0.
+    """
+
+    def __init__(self, context: ModelContext, dim: int) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None = None
+        if context.numeric:
+            start = torch.empty(context.numeric, dim)
+            self.weight = nn.Parameter(start.normal_(0, 0.01, generator=context.generator))
+
+    def forward(self, fields: Tensor, numeric: Tensor | None) -> Tensor:
+        """Return ``[B]`` of vectors ``[B, F, D]`` and numeric columns ``[B, M]``."""
+        total = fields.sum(1)
+        squares = fields.square().sum((1, 2))
+        if numeric is not None and self.weight is not None:
+            # never materialises the [B, M, D] vectors x_j v_j
+            total = total + numeric @ self.weight
+            squares = squares + numeric.square() @ self.weight.square().sum(1)
+        return 0.5 * (total.square().sum(1) - squares)

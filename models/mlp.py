@@ -1,0 +1,55 @@
+"""The multi-layer perceptron, and linear layers that draw from a given generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from featemb.models.config import MLPConfig
+
+
+def linear(
+    inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
+    """Make a linear layer: Xavier-uniform weights (Glorot and Bengio, 2010), zero bias."""
+    # made empty: nn.Linear's own initial values would draw from torch's global generator
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Module):
+    """Hidden layers of Linear, optional batch normalisation, ReLU, dropout; then a linear output.
+
+    Args:
+        inputs: width of the input.
+        config: widths of the hidden layers, dropout, batch normalisation.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, inputs: int, config: MLPConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in config.hidden:
+            # batch normalisation subtracts the mean, so a bias before it would do nothing
+            layers.append(linear(inputs, width, generator, bias=not config.batch_norm))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.ReLU(inplace=True))
+            if config.dropout:
+                layers.append(nn.Dropout(config.dropout))
+            inputs = width
+        layers.append(linear(inputs, 1, generator))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return ``[B]`` of ``[B, inputs]``."""
+        output: Tensor = self.layers(inputs)
+        return output.squeeze(1)
+
+
+def beside(vectors: Tensor, numeric: Tensor | None) -> Tensor:
+    """Return ``[B, W + M]``: the vectors with the numeric columns beside them."""
+    return vectors if numeric is None else torch.cat((vectors, numeric), 1)
