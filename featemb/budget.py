@@ -83,12 +83,12 @@ def solve(spec: Spec, schema: Schema, dim: int, limit: int, seed: int = 0) -> Sp
 
 def _largest(size: Callable[[int], int], low: int, limit: int) -> int:
     """Largest knob whose size is within the limit; sizes grow with the knob, or stop growing."""
-    high = low + 1
+    high = 2 * low
     previous = size(low)
     while (current := size(high)) <= limit:
-        if current == previous and high > 4 * low:
-            return low  # the method has reached its full size
-        low, high, previous = high, high * 2, current
+        if current == previous:
+            return low  # twice the knob and not one byte more: the method is at its full size
+        low, high, previous = high, 2 * high, current
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= limit else (low, middle)

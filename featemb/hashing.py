@@ -46,7 +46,6 @@ def mix64_int(x: int) -> int:
 
 
 def salts(seed: Tensor, count: int) -> Tensor:
-    """Return ``count`` salts int64 ``[count]``, the SplitMix64 stream of a seed (int64 scalar)."""
-    golden = _signed(_GOLDEN)
-    steps = torch.arange(1, count + 1, device=seed.device) * golden
-    return mix64(mix64(seed + golden) + steps)
+    """Return ``count`` salts int64 ``[count]`` of a seed (int64 scalar): hashes of a counter."""
+    start = mix64(seed + _signed(_GOLDEN))
+    return mix64(start + torch.arange(1, count + 1, device=seed.device))

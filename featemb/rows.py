@@ -51,8 +51,8 @@ class RowTable(nn.Module):
         """Gather rows; int64 of any shape ``[...]`` gives ``[..., C]``."""
         flat = rows.reshape(-1)
         weight = self.weight
-        if row_gradients(weight) and torch.is_grad_enabled() and not tracing():
-            vectors: Tensor = _RowGather.apply(weight, flat)  # type: ignore[no-untyped-call]
+        if row_gradients(weight) and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            vectors = _gather_for_training(weight, flat)
         elif torch.is_grad_enabled() and weight.requires_grad:
             vectors = F.embedding(flat, weight)
         else:
@@ -62,6 +62,12 @@ class RowTable(nn.Module):
     def extra_repr(self) -> str:
         """Shape, for printing."""
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}"
+
+
+@torch.compiler.disable  # compilers know no sparse gradient: they break the graph around this
+def _gather_for_training(weight: Tensor, rows: Tensor) -> Tensor:
+    vectors: Tensor = _RowGather.apply(weight, rows)  # type: ignore[no-untyped-call]
+    return vectors
 
 
 def row_gradients(parameter: Tensor) -> bool:
