@@ -28,7 +28,9 @@ from featemb.schema import Feature, Schema
 from featemb.spec import Spec, parse
 
 if TYPE_CHECKING:
-    from featemb import benchmarks, datasets, models
+    from featemb import benchmarks as benchmarks
+    from featemb import datasets as datasets
+    from featemb import models as models
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,7 @@
-"""`fit`: the one reference loop over stages and hooks. It names no method; users may write their own."""
+"""`fit`: the one reference loop over stages and hooks. It names no method.
+
+Users may write their own: the contract checks train by one of ten lines.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,7 @@ def fit(
     net_weight_decay: float = 0.0,
     optimizer: str = "row_adam",
     patience: int = 2,
+    lr_decay: float = 1.0,
     eval_every: int | None = None,
     on_record: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
@@ -83,6 +87,8 @@ def fit(
         net_weight_decay: L2 on the other parameters.
         optimizer: name as in `featemb.optim.build`.
         patience: stop after this many evaluations in a row without a better score.
+        lr_decay: learning rates are multiplied by this after an evaluation without a better
+            score (reduce on plateau; BARS uses 0.1).
         eval_every: steps between evaluations; None evaluates after every epoch.
         on_record: called with every new record of the history.
 
@@ -92,7 +98,7 @@ def fit(
     layers = [module for module in model.modules() if isinstance(module, FeatureEmbedding)]
     if not layers:
         raise RunError("the model holds no featemb.FeatureEmbedding, there is nothing to fit")
-    loop = _Loop(model, layers, batches, evaluate, patience, eval_every, on_record)
+    loop = _Loop(model, layers, batches, evaluate, patience, lr_decay, eval_every, on_record)
     start = copy.deepcopy(model.state_dict()) if _rewinds(layers[0]) else None
     for stage in layers[0].stages():
         if stage.weights == "initial" and start is not None:
@@ -126,11 +132,13 @@ class _Loop:
         batches: Callable[[int], Iterable[Batch]],
         evaluate: Callable[[], float] | None,
         patience: int,
+        lr_decay: float,
         eval_every: int | None,
         on_record: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.model, self.layers, self.batches, self.evaluate = model, layers, batches, evaluate
-        self.patience, self.eval_every, self.on_record = patience, eval_every, on_record
+        self.patience, self.lr_decay = patience, lr_decay
+        self.eval_every, self.on_record = eval_every, on_record
         self.history = History()
         self.step_times: list[float] = []
         self.began = time.perf_counter()
@@ -157,16 +165,22 @@ class _Loop:
                 losses.append(self._step(batch, step, optimizers))
                 if self.eval_every and step % self.eval_every == 0:
                     best, stale = self._judge(stage, epoch, step, losses, best, stale)
-                    if stale > self.patience - 1:
+                    self._decay(optimizers, stale)
+                    if stale >= self.patience:
                         break
             if losses:
                 best, stale = self._judge(stage, epoch, step, losses, best, stale)
-            if stale > self.patience - 1 and self.evaluate is not None:
+                self._decay(optimizers, stale)
+            if stale >= self.patience:
                 history.stopped_early = True
                 break
         history.steps += step
         if best is not None:
             self.model.load_state_dict(best)
+
+    def _decay(self, optimizers: list[torch.optim.Optimizer], stale: int) -> None:
+        for group in (group for one in optimizers for group in one.param_groups if stale):
+            group["lr"] *= self.lr_decay
 
     def _step(self, batch: Batch, step: int, optimizers: list[torch.optim.Optimizer]) -> Tensor:
         began = time.perf_counter()

@@ -64,7 +64,9 @@ class RowTable(nn.Module):
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}"
 
 
-@torch.compiler.disable  # compilers know no sparse gradient: they break the graph around this
+# Compilers know no sparse gradient: they break the graph here. torch.compiler.disable would do the
+# same, but loads the compiler at import.
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def _gather_for_training(weight: Tensor, rows: Tensor) -> Tensor:
     vectors: Tensor = _RowGather.apply(weight, rows)  # type: ignore[no-untyped-call]
     return vectors

@@ -28,7 +28,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import featemb as fe
 from featemb import models, optim
 from featemb.layer import BuildContext, FeatureEmbedding
-from featemb.methods.full import Full
 from featemb.schema import Schema
 
 Step = Callable[[], float]
@@ -38,7 +37,7 @@ class PlainTable(FeatureEmbedding):
     """``nn.Embedding`` behind the call of a layer."""
 
     def __init__(self, schema: Schema, dim: int) -> None:
-        super().__init__(BuildContext(schema, dim, 0, torch.device("cpu")), Full())
+        super().__init__(BuildContext(schema, dim, 0, torch.device("cpu")), fe.parse("full").method)
         self.table = nn.Embedding(sum(schema.cardinalities), dim)
         offsets = torch.tensor([0, *schema.cardinalities]).cumsum(0)[:-1]
         self.register_buffer("offsets", offsets)
@@ -57,7 +56,7 @@ class Constant(FeatureEmbedding):
     """No embedding at all: constant vectors that take gradients."""
 
     def __init__(self, schema: Schema, dim: int, batch: int) -> None:
-        super().__init__(BuildContext(schema, dim, 0, torch.device("cpu")), Full())
+        super().__init__(BuildContext(schema, dim, 0, torch.device("cpu")), fe.parse("full").method)
         self.batch = batch
         self.vectors = torch.randn(batch, dim * schema.num_features).mul_(0.05).requires_grad_()
 

@@ -87,7 +87,8 @@ class LinearReader(nn.Module):
 
     def forward(self, ids: Any) -> Tensor:
         """Return logits ``[B]``."""
-        return self.layer(ids) @ self.weight
+        logits: Tensor = self.layer(ids) @ self.weight
+        return logits
 
 
 def single_ids(batch: int = 64, seed: int = 0, schema: Schema = SINGLE) -> Tensor:

@@ -21,10 +21,7 @@ from featemb.fit import fit
 
 
 def check_gradients(case: Case) -> None:
-    """Double-precision gradients agree with finite differences for every float parameter.
-
-    Methods with surrogate gradients override ``gradcheck_parameters()`` to name the smooth ones.
-    """
+    """Double-precision gradients agree with finite differences for every parameter."""
     layer = case.layer().double()
     ids = single_ids(5)
     reader = torch.randn(
@@ -35,7 +32,8 @@ def check_gradients(case: Case) -> None:
 
         def read(value: Tensor, name: str = name) -> Tensor:
             out = torch.func.functional_call(layer, {name: value}, (ids,))
-            return (out.tanh() @ reader).sum()
+            total: Tensor = (out.tanh() @ reader).sum()
+            return total
 
         sample = _sampled(base)
 

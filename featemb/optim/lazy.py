@@ -1,15 +1,4 @@
-"""Optimizers whose step costs O(rows touched), and their dense equivalents.
-
-`RowAdam`, `RowAdagrad` and `RowSGD` are *lazy*: a row that no sample of the batch reads keeps its
-weights and its state. This differs from the dense optimizers in three ways: Adam's moments of an
-untouched row do not decay and do not move it; weight decay reaches a row only when it is read; the
-bias correction counts the table's steps, not the row's. `DenseAdam` is the dense equivalent (Adam
-with coupled or decoupled L2 over the whole table, every step): some methods' published behaviour
-depends on it, and its step costs O(table).
-
-Parameters that are not row tables get the ordinary dense update in all of them, so that
-``RowAdam(model.parameters())`` serves a whole model.
-"""
+"""`RowAdam`, `RowAdagrad` and `RowSGD`: a step touches the rows of the batch only."""
 
 from __future__ import annotations
 
@@ -17,12 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-from featemb.errors import ConfigError, nearest
-from featemb.layer import FeatureEmbedding
+from featemb.errors import ConfigError
 from featemb.rows import gather_rows, touched_rows, use_row_gradients, write_rows
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -242,84 +230,3 @@ class RowSGD(_RowOptimizer):
     @staticmethod
     def _sgd(weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(grad, alpha=-group["lr"])
-
-
-class DenseAdam(torch.optim.Adam):
-    """Adam over the whole table at every step: the dense-equivalent mode, O(table) a step.
-
-    Args:
-        params: parameters or parameter groups; row tables among them get dense gradients.
-        lr: learning rate.
-        betas: decay of the two moments.
-        eps: added to the root of the second moment.
-        weight_decay: L2 strength over every row, read or not.
-        decoupled: decoupled decay (AdamW; Loshchilov and Hutter, 2019) or coupled L2.
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-    ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            decoupled_weight_decay=decoupled,
-        )
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                use_row_gradients(parameter, False)
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "row_adam": RowAdam,
-    "row_adagrad": RowAdagrad,
-    "row_sgd": RowSGD,
-    "dense_adam": DenseAdam,
-}
-
-
-def build(
-    model: nn.Module,
-    lr: float,
-    optimizer: str = "row_adam",
-    weight_decay: float = 0.0,
-    net_weight_decay: float = 0.0,
-) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of a model: the groups of its embedding layers, then the rest.
-
-    Args:
-        model: a module with any number of `featemb.FeatureEmbedding` inside.
-        lr: learning rate, where a layer's group does not set its own.
-        optimizer: ``row_adam``, ``row_adagrad``, ``row_sgd`` or ``dense_adam``; a layer's group
-            may name another.
-        weight_decay: L2 on the embedding layers (see the module's text for what lazy means).
-        net_weight_decay: L2 on all other parameters.
-
-    Raises:
-        ConfigError: there is no such optimizer.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {optimizer: []}
-    seen: set[int] = set()
-    for layer in (module for module in model.modules() if isinstance(module, FeatureEmbedding)):
-        for group in layer.param_groups(lr):
-            entry = {"weight_decay": weight_decay, **group}
-            groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
-            seen.update(id(parameter) for parameter in entry["params"])
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in seen]
-    if rest:
-        groups[optimizer].append({"params": rest, "lr": lr, "weight_decay": net_weight_decay})
-    made = []
-    for name, entries in groups.items():
-        if name not in OPTIMIZERS:
-            raise ConfigError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
-        if entries:
-            made.append(OPTIMIZERS[name](entries, lr=lr))
-    return made

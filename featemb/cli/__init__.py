@@ -1,0 +1,63 @@
+"""The ``featemb`` command: one file a verb.
+
+A verb's file defines ``register(app)`` and is found by itself. It imports what it needs inside of
+its functions, so that ``featemb --help`` does not wait for the harness.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from featemb.errors import FeatembError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def build() -> typer.Typer:
+    """Make the command with all verbs."""
+    app = typer.Typer(
+        name="featemb",
+        help="Feature-embedding layers for recommender and CTR models, with every byte counted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_version)
+    for found in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        if hasattr(module, "register"):
+            module.register(app)
+    return app
+
+
+def _version(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version."),
+) -> None:
+    if version:
+        import featemb
+
+        typer.echo(f"featemb {featemb.__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a `FeatembError` becomes one line on stderr and exit code 2.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+    """
+    try:
+        build()(args=None if arguments is None else list(arguments), prog_name="featemb")
+    except FeatembError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)

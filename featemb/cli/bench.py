@@ -1,0 +1,136 @@
+"""``featemb bench``: a sweep of runs, from a TOML file or from flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from featemb.cli import settings
+from featemb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from featemb.benchmarks.config import RunConfig
+    from featemb.benchmarks.grid import Grid
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("bench")(bench)
+
+
+def bench(
+    file: Path | None = typer.Argument(None, help="A sweep as TOML; flags win over it."),
+    data: list[str] | None = typer.Option(None, help="Data set or path (repeatable)."),
+    model: list[str] | None = typer.Option(None, help="CTR model (repeatable) [dcnv2]."),
+    method: list[str] | None = typer.Option(
+        None, help="Method, such as 'unified(lookups=2)+int8' (repeatable). full always runs."
+    ),
+    ratio: list[float] | None = typer.Option(None, help="Compression ratio (repeatable)."),
+    budget: list[str] | None = typer.Option(None, help="Serving bytes, as 2MB (repeatable)."),
+    seed: list[int] | None = typer.Option(None, help="Seed (repeatable) [0]."),
+    out: Path | None = typer.Option(None, help="Folder of the runs [runs/<name of FILE>]."),
+    jobs: int = typer.Option(1, min=1, help="Processes that share the runs."),
+    retry_failed: bool = typer.Option(False, "--retry-failed", help="Do failed runs again."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="List the runs and do nothing."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    dim: int | None = settings.DIM,
+    epochs: int | None = settings.EPOCHS,
+    batch_size: int | None = settings.BATCH_SIZE,
+    lr: float | None = settings.LR,
+    weight_decay: float | None = settings.WEIGHT_DECAY,
+    optimizer: str | None = settings.OPTIMIZER,
+    patience: int | None = settings.PATIENCE,
+    rows: int | None = settings.ROWS,
+    device: str | None = settings.DEVICE,
+    threads: int | None = settings.THREADS,
+    model_set: list[str] | None = settings.SET,
+    label: str | None = settings.LABEL,
+    schema: Path | None = settings.SCHEMA,
+    root: Path | None = settings.ROOT,
+) -> None:
+    """Run data sets x models x methods x sizes x seeds; what a folder holds is not run again."""
+    train = settings.given(
+        dim=dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        patience=patience,
+        rows=rows,
+        device=device,
+        threads=threads,
+    )
+    axes = {"data": data, "models": model, "methods": method}
+    axes |= {"ratios": ratio, "budgets": budget, "seeds": seed}
+    options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
+    grid = _grid(file, axes, train, settings.model_settings(model_set), options)
+    folder = out or Path("runs") / (file.stem if file else "bench")
+    configs = grid.runs()
+    if dry_run:
+        _list(configs, folder, retry_failed)
+    else:
+        _sweep(configs, folder, retry_failed, jobs, quiet)
+
+
+def _grid(
+    file: Path | None,
+    axes: dict[str, list[Any] | None],
+    train: dict[str, Any],
+    model: dict[str, Any],
+    options: dict[str, Any],
+) -> Grid:
+    """Merge the file and the flags; a size flag replaces both ratios and budgets of the file."""
+    from dataclasses import replace
+
+    from featemb.benchmarks.grid import Grid
+
+    given = {axis: tuple(values) for axis, values in axes.items() if values}
+    if file is None and "data" not in given:
+        raise ConfigError("name a sweep file or at least one --data")
+    if "ratios" in given or "budgets" in given:
+        given = {"ratios": (), "budgets": ()} | given
+    if file is None:
+        grid = Grid(**given)
+    else:
+        grid = replace(Grid.from_toml(file), **given)
+    models = {name: {**grid.model_configs.get(name, {}), **model} for name in grid.models}
+    data = {name: {**grid.data_options.get(name, {}), **options} for name in grid.data}
+    return replace(
+        grid,
+        train={**grid.train, **train},
+        model_configs={**grid.model_configs, **models},
+        data_options={**grid.data_options, **data},
+    )
+
+
+def _list(configs: list[RunConfig], folder: Path, retry_failed: bool) -> None:
+    from rich.console import Console
+
+    from featemb.benchmarks.summary import plan_table
+
+    table, note = plan_table(configs, folder, retry_failed)
+    Console().print(table)
+    typer.echo(note)
+
+
+def _sweep(
+    configs: list[RunConfig], folder: Path, retry_failed: bool, jobs: int, quiet: bool
+) -> None:
+    from rich.console import Console
+
+    from featemb.benchmarks.progress import watcher
+    from featemb.benchmarks.summary import comparison_table
+    from featemb.benchmarks.sweep import sweep
+
+    with watcher(len(configs), quiet) as watch:
+        found = sweep(configs, folder, retry_failed=retry_failed, jobs=jobs, progress=watch)
+    if not quiet:
+        Console().print(comparison_table(found, folder))
+    failed = [record for record in found if record["status"] == "failed"]
+    for record in failed:
+        error = record["error"]
+        typer.echo(f"failed: {record['run_id']}: {error['type']}: {error['message']}", err=True)
+    typer.echo(f"{len(found) - len(failed)} runs are in {folder}; run `featemb report {folder}`")

@@ -1,0 +1,61 @@
+"""Options that ``train`` and ``bench`` share, and how their texts are read."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from featemb.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DIM = typer.Option(None, help="Width of a feature [16].")
+EPOCHS = typer.Option(None, help="Upper limit of the epochs of a training stage [10].")
+BATCH_SIZE = typer.Option(None, help="Samples of a training step [1024].")
+LR = typer.Option(None, help="Learning rate [0.001].")
+WEIGHT_DECAY = typer.Option(None, help="L2 on embedding rows [0].")
+OPTIMIZER = typer.Option(None, help="row_adam, row_adagrad, row_sgd or dense_adam [row_adam].")
+PATIENCE = typer.Option(None, help="Evaluations without a better validation AUC to stop at [2].")
+ROWS = typer.Option(None, help="Train on this many rows, drawn at random [all].")
+DEVICE = typer.Option(None, help="cpu, cuda or cuda:<number> [cpu].")
+THREADS = typer.Option(None, help="CPU threads of torch [torch's choice].")
+SET = typer.Option(
+    None, "--set", help="A setting of the model, as in TOML: --set 'hidden=[192]' (repeatable)."
+)
+LABEL = typer.Option(None, help="Label column of a table given as --data PATH.")
+SCHEMA = typer.Option(None, help="Schema file of that table, as --save-schema writes it.")
+ROOT = typer.Option(None, help="Folder of the data sets' original files [$FEATEMB_DATA].")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def model_settings(texts: list[str] | None) -> dict[str, Any]:
+    """Read the texts of ``--set``.
+
+    Raises:
+        ConfigError: a text is not NAME=VALUE, or a value is not TOML.
+    """
+    settings = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set needs NAME=VALUE, got {text!r}")
+        settings[name.strip()] = _value(value.strip(), text)
+    return settings
+
+
+def _value(value: str, text: str) -> Any:
+    if value.replace("_", "").isalpha() and value not in ("true", "false"):
+        return value  # a bare word is a text
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--set {text!r}: the value is not TOML: {error}") from error

@@ -1,0 +1,123 @@
+"""``featemb train``: one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from featemb.cli import settings
+from featemb.errors import RunError
+
+if TYPE_CHECKING:
+    from featemb.benchmarks.config import RunConfig
+    from featemb.datasets import Dataset
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("train")(train)
+
+
+def train(
+    data: str = typer.Option(..., help="Data set, or path of a table."),
+    model: str | None = typer.Option(None, help="CTR model [dcnv2]."),
+    method: str | None = typer.Option(None, help="Method, as 'unified(lookups=2)+int8' [full]."),
+    ratio: float | None = typer.Option(None, help="Compression ratio."),
+    budget: str | None = typer.Option(None, help="Serving bytes of all embeddings, as 2MB."),
+    seed: int | None = typer.Option(None, help="Seed [0]."),
+    out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
+    again: bool = typer.Option(False, "--again", help="Run even if the folder holds this run."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    dim: int | None = settings.DIM,
+    epochs: int | None = settings.EPOCHS,
+    batch_size: int | None = settings.BATCH_SIZE,
+    lr: float | None = settings.LR,
+    weight_decay: float | None = settings.WEIGHT_DECAY,
+    optimizer: str | None = settings.OPTIMIZER,
+    patience: int | None = settings.PATIENCE,
+    rows: int | None = settings.ROWS,
+    device: str | None = settings.DEVICE,
+    threads: int | None = settings.THREADS,
+    model_set: list[str] | None = settings.SET,
+    label: str | None = settings.LABEL,
+    schema: Path | None = settings.SCHEMA,
+    save_schema: Path | None = typer.Option(None, help="Write the schema in use to this file."),
+    root: Path | None = settings.ROOT,
+) -> None:
+    """Train, freeze and test one network, and print what it costs and what it scores."""
+    from featemb.benchmarks.config import RunConfig
+
+    options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
+    config = RunConfig(
+        data=data,
+        data_options=options,
+        model_config=settings.model_settings(model_set),
+        **settings.given(
+            model=model,
+            method=method,
+            ratio=ratio,
+            budget=budget,
+            seed=seed,
+            dim=dim,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
+            patience=patience,
+            rows=rows,
+            device=device,
+            threads=threads,
+        ),
+    )
+    dataset = _load(config)
+    if save_schema is not None:
+        _save_schema(dataset, save_schema)
+    _show(_run(config, dataset, out, again, quiet), out)
+
+
+def _load(config: RunConfig) -> Dataset:
+    from featemb.benchmarks import sources
+
+    return sources.load(config)
+
+
+def _save_schema(dataset: Dataset, path: Path) -> None:
+    raise NotImplementedError
+
+
+def _run(
+    config: RunConfig, dataset: Dataset, out: Path, again: bool, quiet: bool
+) -> dict[str, Any]:
+    """Run, or read the record of the same run done before."""
+    from featemb.benchmarks import records
+    from featemb.benchmarks.progress import watcher
+    from featemb.benchmarks.run import run_id, run_one
+    from featemb.benchmarks.sweep import is_done
+
+    name = run_id(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with records.lock(out, name) as held:
+        if not held:
+            raise RunError(f"another process is doing the run {name} in {out}")
+        if is_done(out, name, retry_failed=True) and not again:
+            typer.echo(f"{name} is in {out} already; --again runs it once more")
+            return records.read(out / name)
+        with watcher(1, quiet) as watch:
+            return run_one(config, out, dataset, watch)
+
+
+def _show(record: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from featemb.benchmarks.summary import run_table
+
+    if record["status"] == "failed":
+        error = record["error"]
+        typer.echo(f"error: {error['type']}: {error['message']}", err=True)
+        typer.echo(f"the record is in {out / record['run_id']}", err=True)
+        raise typer.Exit(1)
+    Console().print(run_table(record))
+    typer.echo(f"the record is in {out / record['run_id']}")

@@ -1,0 +1,42 @@
+"""`DenseAdam`: the dense-equivalent mode."""
+
+from __future__ import annotations
+
+import torch
+
+from featemb.optim.lazy import Params
+from featemb.rows import use_row_gradients
+
+
+class DenseAdam(torch.optim.Adam):
+    """Adam over the whole table at every step: the dense-equivalent mode, O(table) a step.
+
+    Args:
+        params: parameters or parameter groups; row tables among them get dense gradients.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: L2 strength over every row, read or not.
+        decoupled: decoupled decay (AdamW; Loshchilov and Hutter, 2019) or coupled L2.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled,
+        )
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                use_row_gradients(parameter, False)
