@@ -1,0 +1,28 @@
+"""Data sets: protocols, streamed encoding, loading. Imports as ``featemb.datasets``."""
+
+if __name__ != "featemb.datasets":
+    raise ImportError(
+        "this folder is the package featemb.datasets: write 'import featemb.datasets'. For a "
+        "third-party package named 'datasets', run python -P or from another folder."
+    )
+
+from featemb.datasets.dataset import Bag, Batch, Dataset, Split
+from featemb.datasets.infer import infer
+from featemb.datasets.recipe import Column, Recipe, SplitRule
+from featemb.datasets.registry import find, load, names
+from featemb.datasets.synthetic import synthetic
+
+__all__ = [
+    "Bag",
+    "Batch",
+    "Column",
+    "Dataset",
+    "Recipe",
+    "Split",
+    "SplitRule",
+    "find",
+    "infer",
+    "load",
+    "names",
+    "synthetic",
+]

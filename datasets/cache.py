@@ -1,0 +1,116 @@
+"""Where encoded data live, and how they come back into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from featemb.datasets.dataset import Bag, Dataset, Split
+from featemb.datasets.encode import FORMAT, encode, file_digest
+from featemb.datasets.recipe import PARTS, Recipe
+from featemb.datasets.source import Source
+from featemb.errors import DataError
+from featemb.schema import Schema
+
+
+def cache_root(cache: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of encoded data: given, $FEATEMB_CACHE, or ~/.cache/featemb."""
+    given = cache or os.environ.get("FEATEMB_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "featemb"
+
+
+def encoded(
+    name: str,
+    source: Source,
+    recipe: Recipe,
+    cache: str | os.PathLike[str] | None,
+    meta: Mapping[str, Any],
+) -> Dataset:
+    """Return a data set from the cache, encoding it first where needed.
+
+    A cached folder whose files do not match their checksums is made anew.
+
+    Raises:
+        DataError: the source does not fit the recipe.
+    """
+    key = f"{FORMAT} {recipe.to_json()} {source.fingerprint()}"
+    folder = cache_root(cache) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if not _intact(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        encode(source, recipe, folder, meta)
+    return read(name, folder)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether an encoded folder is there and its files match their checksums."""
+    try:
+        document = json.loads((folder / "meta.json").read_text())
+        files: Mapping[str, str] = document["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    paths = {folder / name: digest for name, digest in files.items()}
+    return all(path.is_file() and file_digest(path) == digest for path, digest in paths.items())
+
+
+def read(name: str, folder: Path) -> Dataset:
+    """Read an encoded folder into memory.
+
+    Raises:
+        DataError: the folder is none, or of another format version.
+    """
+    try:
+        document = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(folder)!r} holds no encoded data: {error}") from error
+    if document.get("format") != FORMAT:
+        raise DataError(f"{str(folder)!r} has format {document.get('format')!r}, not {FORMAT}")
+    schema = Schema.from_json(json.dumps(document["schema"]))
+    with np.load(folder / "counts.npz", allow_pickle=False) as counts:
+        schema = schema.with_counts({feature: counts[feature] for feature in schema.names})
+    recipe = Recipe.from_json(json.dumps(document["recipe"]))
+    splits = {
+        part: _split(pq.read_table(folder / f"{part}.parquet"), schema, recipe) for part in PARTS
+    }
+    digest = hashlib.sha256(json.dumps(document["files"], sort_keys=True).encode()).hexdigest()
+    meta = document["meta"] | {"user": recipe.user, "recipe": document["recipe"]}
+    return Dataset(name, schema, splits, digest, meta)
+
+
+def _split(table: pa.Table, schema: Schema, recipe: Recipe) -> Split:
+    label = _tensor(table.column(recipe.label)).float()
+    numeric = None
+    if schema.numeric:
+        numeric = torch.stack([_tensor(table.column(name)) for name in schema.numeric], dim=1)
+    user = None if recipe.user is None else _tensor(table.column(recipe.user)).long()
+    if schema.single_valued:
+        ids = torch.empty(table.num_rows, schema.num_features, dtype=torch.int32)
+        for position, name in enumerate(schema.names):
+            ids[:, position] = _tensor(table.column(name))
+        return Split(label, ids, (), numeric, user)
+    return Split(label, None, [_bag(table.column(name)) for name in schema.names], numeric, user)
+
+
+def _tensor(column: pa.ChunkedArray) -> Tensor:
+    return torch.from_numpy(column.to_numpy().copy())
+
+
+def _bag(column: pa.ChunkedArray) -> Bag:
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    if not pa.types.is_list(array.type):
+        values = torch.from_numpy(array.to_numpy().copy())
+        return Bag(values, torch.arange(len(values) + 1))
+    offsets = torch.from_numpy(array.offsets.to_numpy().astype(np.int64))
+    values = torch.from_numpy(array.flatten().to_numpy().copy())
+    return Bag(values, offsets - offsets[0])

@@ -1,0 +1,150 @@
+"""First pass: vocabularies, counts and numeric statistics of the training rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featemb.datasets.recipe import Column
+from featemb.errors import DataError
+
+
+def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | None]:
+    """Return a categorical column's values as int64 or text, and its list lengths if it is multi.
+
+    A missing list counts as an empty one.
+    """
+    array = batch.column(column.name)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    lengths = None
+    if column.multi:
+        if column.separator is not None:
+            array = pc.split_pattern(pc.cast(array, pa.string()), column.separator)
+        elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+            raise DataError(
+                f"column {column.name!r} is multi-valued but holds {array.type}: "
+                "give lists, or a separator"
+            )
+        lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
+        array = pc.list_flatten(array)
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.string()), lengths
+
+
+@dataclass
+class Vocabulary:
+    """The values of one categorical column.
+
+    Attributes:
+        seen: count of every distinct training value; missing cells are not values.
+        rows: number of training cells, missing ones too.
+    """
+
+    seen: dict[Any, int] = field(default_factory=dict)
+    rows: int = 0
+
+    def add(self, values: pa.Array) -> None:
+        """Count the values of a batch."""
+        self.rows += len(values)
+        counted = pc.value_counts(values.drop_null())
+        for value, count in zip(
+            counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True
+        ):
+            self.seen[value] = self.seen.get(value, 0) + count
+
+    def close(self, min_count: int) -> tuple[list[Any], npt.NDArray[np.int64]]:
+        """Return the kept values, most frequent first (ties by value), and the ids' counts.
+
+        Id 0, for missing, rare and unknown values, comes first in the counts: the value at
+        position i has id i + 1.
+        """
+        kept = sorted(
+            ((count, value) for value, count in self.seen.items() if count >= min_count),
+            key=lambda pair: (-pair[0], pair[1]),
+        )
+        counts = np.array([0, *(count for count, _ in kept)], dtype=np.int64)
+        counts[0] = self.rows - counts.sum()
+        return [value for _, value in kept], counts
+
+
+def numbers(batch: pa.RecordBatch, column: Column) -> npt.NDArray[np.float64]:
+    """Return a numeric column after its transform, NaN where it is missing.
+
+    Raises:
+        DataError: a value is infinite or not a number.
+    """
+    array = batch.column(column.name)
+    try:
+        values: npt.NDArray[np.float64] = (
+            array.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        )
+    except pa.ArrowException as error:
+        raise DataError(f"column {column.name!r} is not numeric: {error}") from error
+    if np.isinf(values).any():
+        raise DataError(f"column {column.name!r} holds an infinite value; numbers must be finite")
+    if column.transform == "log":
+        values = np.sign(values) * np.log1p(np.abs(values))
+    return values
+
+
+@dataclass
+class Moments:
+    """Mean and deviation of one numeric column, without its missing values."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: npt.NDArray[np.float64]) -> None:
+        """Add the values of a batch."""
+        known = values[~np.isnan(values)]
+        self.count += len(known)
+        self.total += float(known.sum())
+        self.squares += float((known**2).sum())
+
+    def close(self) -> tuple[float, float]:
+        """Return mean and deviation; a constant column has deviation 1."""
+        if not self.count:
+            return 0.0, 1.0
+        mean = self.total / self.count
+        deviation = math.sqrt(max(0.0, self.squares / self.count - mean**2))
+        return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0
+
+
+def labels(batch: pa.RecordBatch, name: str) -> npt.NDArray[np.int8]:
+    """Return the labels of a batch.
+
+    Raises:
+        DataError: a label is missing or not 0 or 1.
+    """
+    array = batch.column(name)
+    if array.null_count:
+        raise DataError(f"label {name!r}: {array.null_count} values are missing")
+    try:
+        values = (
+            array.cast(pa.float64())
+            if not pa.types.is_boolean(array.type)
+            else array.cast(pa.int8())
+        )
+        numeric = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    except pa.ArrowException as error:
+        raise DataError(f"label {name!r} must be 0 or 1: {error}") from error
+    wrong = (numeric != 0) & (numeric != 1)
+    if wrong.any():
+        raise DataError(f"label {name!r} must be 0 or 1, got {numeric[wrong][0]:g}")
+    made: npt.NDArray[np.int8] = numeric.astype(np.int8)
+    return made
+
+
+def count_rows(batches: Iterable[pa.RecordBatch]) -> int:
+    """Number of rows of a stream."""
+    return sum(batch.num_rows for batch in batches)
