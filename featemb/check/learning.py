@@ -38,7 +38,7 @@ def check_gradients(case: Case) -> None:
         sample = _sampled(base)
 
         def part(values: Tensor, base: Tensor = base, sample: Tensor = sample) -> Tensor:
-            return read(base.reshape(-1).index_put((sample,), values).view_as(base))  # noqa: B023
+            return read(base.reshape(-1).index_put((sample,), values).view_as(base))
 
         values = base.reshape(-1)[sample].requires_grad_()
         holds = torch.autograd.gradcheck(part, (values,), raise_exception=False)

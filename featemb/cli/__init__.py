@@ -17,19 +17,19 @@ from featemb.errors import FeatembError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+_HELP = "Feature-embedding layers for recommender and CTR models, with every byte counted."
 
 
 def build() -> typer.Typer:
     """Make the command with all verbs."""
     app = typer.Typer(
         name="featemb",
-        help="Feature-embedding layers for recommender and CTR models, with every byte counted.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback()(_version)
+    app.callback(help=_HELP)(_top)
     for found in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
         module = importlib.import_module(f"{__name__}.{found.name}")
         if hasattr(module, "register"):
@@ -37,14 +37,20 @@ def build() -> typer.Typer:
     return app
 
 
-def _version(
-    version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version."),
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         import featemb
 
         typer.echo(f"featemb {featemb.__version__}")
         raise typer.Exit
+
+
+def _top(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_show_version, help="Show the version."
+    ),
+) -> None:
+    """Options of the command itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

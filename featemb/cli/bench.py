@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from featemb.errors import ConfigError
 if TYPE_CHECKING:
     from featemb.benchmarks.config import RunConfig
     from featemb.benchmarks.grid import Grid
+
+
+_LOG_WIDTH = 120
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +67,7 @@ def bench(
         device=device,
         threads=threads,
     )
-    axes = {"data": data, "models": model, "methods": method}
+    axes: dict[str, list[Any] | None] = {"data": data, "models": model, "methods": method}
     axes |= {"ratios": ratio, "budgets": budget, "seeds": seed}
     options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
     grid = _grid(file, axes, train, settings.model_settings(model_set), options)
@@ -87,7 +91,7 @@ def _grid(
 
     from featemb.benchmarks.grid import Grid
 
-    given = {axis: tuple(values) for axis, values in axes.items() if values}
+    given: dict[str, Any] = {axis: tuple(values) for axis, values in axes.items() if values}
     if file is None and "data" not in given:
         raise ConfigError("name a sweep file or at least one --data")
     if "ratios" in given or "budgets" in given:
@@ -122,15 +126,20 @@ def _sweep(
     from rich.console import Console
 
     from featemb.benchmarks.progress import watcher
-    from featemb.benchmarks.summary import comparison_table
+    from featemb.benchmarks.summary import comparison_tables
     from featemb.benchmarks.sweep import sweep
 
     with watcher(len(configs), quiet) as watch:
         found = sweep(configs, folder, retry_failed=retry_failed, jobs=jobs, progress=watch)
     if not quiet:
-        Console().print(comparison_table(found, folder))
+        console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
+        for table in comparison_tables(found, folder):
+            console.print(table)
     failed = [record for record in found if record["status"] == "failed"]
     for record in failed:
         error = record["error"]
         typer.echo(f"failed: {record['run_id']}: {error['type']}: {error['message']}", err=True)
     typer.echo(f"{len(found) - len(failed)} runs are in {folder}; run `featemb report {folder}`")
+    # A size that a method cannot reach is an answer, not a fault.
+    if any(record["error"]["type"] != "BudgetError" for record in failed):
+        raise typer.Exit(1)

@@ -28,7 +28,6 @@ def train(
     budget: str | None = typer.Option(None, help="Serving bytes of all embeddings, as 2MB."),
     seed: int | None = typer.Option(None, help="Seed [0]."),
     out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
-    again: bool = typer.Option(False, "--again", help="Run even if the folder holds this run."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
@@ -47,6 +46,7 @@ def train(
     root: Path | None = settings.ROOT,
 ) -> None:
     """Train, freeze and test one network, and print what it costs and what it scores."""
+    from featemb.benchmarks import sources
     from featemb.benchmarks.config import RunConfig
 
     options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
@@ -72,25 +72,13 @@ def train(
             threads=threads,
         ),
     )
-    dataset = _load(config)
+    dataset = sources.load(config)
     if save_schema is not None:
-        _save_schema(dataset, save_schema)
-    _show(_run(config, dataset, out, again, quiet), out)
+        sources.save_recipe(dataset, save_schema)
+    _show(_run(config, dataset, out, quiet), out)
 
 
-def _load(config: RunConfig) -> Dataset:
-    from featemb.benchmarks import sources
-
-    return sources.load(config)
-
-
-def _save_schema(dataset: Dataset, path: Path) -> None:
-    raise NotImplementedError
-
-
-def _run(
-    config: RunConfig, dataset: Dataset, out: Path, again: bool, quiet: bool
-) -> dict[str, Any]:
+def _run(config: RunConfig, dataset: Dataset, out: Path, quiet: bool) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
     from featemb.benchmarks.progress import watcher
@@ -102,8 +90,8 @@ def _run(
     with records.lock(out, name) as held:
         if not held:
             raise RunError(f"another process is doing the run {name} in {out}")
-        if is_done(out, name, retry_failed=True) and not again:
-            typer.echo(f"{name} is in {out} already; --again runs it once more")
+        if is_done(out, name, retry_failed=True):
+            typer.echo(f"{out} holds this run already")
             return records.read(out / name)
         with watcher(1, quiet) as watch:
             return run_one(config, out, dataset, watch)

@@ -110,8 +110,8 @@ class _Integers(Codec):
         if not table.is_meta and not (torch.isfinite(scale) & torch.isfinite(bias)).all():
             row = int((~(torch.isfinite(scale) & torch.isfinite(bias))).nonzero()[0])
             raise DataError(
-                f"row {row} spans [{low[row]:.4g}, {high[row]:.4g}], beyond the fp16 scale and bias "
-                f"of {self.name} (largest {_HALF_MAX:g}); use fp32 or bf16 rows"
+                f"row {row} spans [{low[row]:.4g}, {high[row]:.4g}], beyond the fp16 scale and "
+                f"bias of {self.name} (largest {_HALF_MAX:g}); use fp32 or bf16 rows"
             )
         return scale, bias
 

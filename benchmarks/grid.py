@@ -1,0 +1,187 @@
+"""`Grid`: a sweep as data, from a TOML file or from flags, laid out into runs."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featemb import models
+from featemb.benchmarks.config import SETTINGS, RunConfig, refuse_unknown
+from featemb.errors import ConfigError, nearest
+from featemb.spec import parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REFERENCE = "full"
+_AXES = ("data", "models", "methods", "ratios", "budgets", "seeds")
+_TABLES = ("sweep", "train", "data", "model", "override")
+_MATCH = ("data", "model", "method")
+# What [train] and an override may set: all that no axis and no other table sets.
+TRAIN = tuple(
+    name
+    for name in SETTINGS
+    if name not in (*_MATCH, "data_options", "model_config", "ratio", "budget", "seed")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Data sets x models x methods x sizes x seeds, with one set of training settings.
+
+    Attributes:
+        data: names or paths.
+        models: names of CTR models.
+        methods: texts of methods. ``full`` is the reference: it always runs, without a size.
+        ratios: compression ratios. Methods without a free size knob run once, at their own size.
+        budgets: serving bytes, ints or texts; further sizes beside the ratios.
+        seeds: one run of each combination a seed.
+        data_options: arguments of `featemb.datasets.load` by data set.
+        model_configs: settings by model.
+        train: settings of `RunConfig` for all runs.
+        overrides: settings for the runs that match: a table of data, model, method (text, or its
+            name alone) to match, and settings of `RunConfig`; later ones win.
+
+    Raises:
+        ConfigError: an axis is empty, or a setting is unknown.
+    """
+
+    data: tuple[str, ...]
+    models: tuple[str, ...] = ("dcnv2",)
+    methods: tuple[str, ...] = (REFERENCE,)
+    ratios: tuple[float, ...] = ()
+    budgets: tuple[int | str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    data_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no run would show."""
+        for axis in ("data", "models", "methods", "seeds"):
+            if not getattr(self, axis):
+                raise ConfigError(f"[sweep] {axis} is empty: name at least one")
+        refuse_unknown(self.train, TRAIN, "[train]")
+        for override in self.overrides:
+            self._check_override(override)
+        for model in (*self.models, *self.model_configs):
+            models.find(model)
+        refuse_unknown(self.data_options, self.data, "[data]")
+
+    def _check_override(self, override: Mapping[str, Any]) -> None:
+        """An override that matches no run is a typing error."""
+        _require_table(override, "[[override]]")
+        refuse_unknown(override, (*_MATCH, *TRAIN), "[[override]]")
+        specs = [parse(text) for text in (REFERENCE, *self.methods)]
+        methods = {name for spec in specs for name in (str(spec), spec.method.name)}
+        for key, known in (("data", self.data), ("model", self.models), ("method", methods)):
+            value = override.get(key)
+            if key == "method" and value is not None and value not in methods:
+                value = str(parse(value))
+            if value is not None and value not in known:
+                raise ConfigError(
+                    f"[[override]] {key} {value!r} is not in the sweep; {nearest(value, known)}"
+                )
+
+    def runs(self) -> list[RunConfig]:
+        """Lay the sweep out, a data set after another, its references first; equal runs once.
+
+        Raises:
+            ConfigError: a setting of a run is unknown or out of range.
+        """
+        found: dict[RunConfig, None] = {}
+        methods = dict.fromkeys((REFERENCE, *(str(parse(text)) for text in self.methods)))
+        for data, method in itertools.product(self.data, methods):
+            for model, size in itertools.product(self.models, self._sizes(method)):
+                for seed in self.seeds:
+                    found[self._run(data, model, method, seed, size)] = None
+        return list(found)
+
+    def _sizes(self, method: str) -> list[dict[str, Any]]:
+        spec = parse(method)
+        knob = spec.method.knob
+        sizes: list[dict[str, Any]] = [{"ratio": ratio} for ratio in self.ratios]
+        sizes += [{"budget": budget} for budget in self.budgets]
+        free = knob is not None and getattr(spec.method, knob) is None
+        return sizes if sizes and free else [{}]
+
+    def _run(
+        self, data: str, model: str, method: str, seed: int, size: Mapping[str, Any]
+    ) -> RunConfig:
+        settings = dict(self.train)
+        name = parse(method).method.name
+        for override in self.overrides:
+            wanted = str(override.get("method", method))
+            same_method = wanted == name or str(parse(wanted)) == method
+            if (
+                same_method
+                and override.get("data", data) == data
+                and override.get("model", model) == model
+            ):
+                settings |= {key: value for key, value in override.items() if key not in _MATCH}
+        return RunConfig(
+            data=data,
+            data_options=self.data_options.get(data, {}),
+            model=model,
+            model_config=self.model_configs.get(model, {}),
+            method=method,
+            seed=seed,
+            **size,
+            **settings,
+        )
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Grid:
+        """Read a sweep's file; docs/benchmarks.md lists its keys.
+
+        Raises:
+            ConfigError: the file is missing, not TOML, or holds an unknown key or wrong type.
+        """
+        try:
+            document = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the sweep {str(path)!r}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {error}") from error
+        try:
+            return cls._from_document(document)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Grid:
+        refuse_unknown(document, _TABLES, "sweep file")
+        for table in ("sweep", "train", "data", "model"):
+            _require_table(document.get(table, {}), f"[{table}]")
+        for table in ("data", "model"):
+            for name, entry in document.get(table, {}).items():
+                _require_table(entry, f"[{table}.{name}]")
+        overrides = document.get("override", [])
+        if not isinstance(overrides, list):
+            raise ConfigError("override is a list of tables: write [[override]]")
+        sweep = document.get("sweep", {})
+        refuse_unknown(sweep, _AXES, "[sweep]")
+        for axis, values in sweep.items():
+            if not isinstance(values, list):
+                raise ConfigError(f"[sweep] {axis} must be a list, got {values!r}")
+        if "data" not in sweep:
+            raise ConfigError("[sweep] needs data: a list of data sets")
+        return cls(
+            **{axis: tuple(values) for axis, values in sweep.items()},
+            data_options=document.get("data", {}),
+            model_configs=document.get("model", {}),
+            train=document.get("train", {}),
+            overrides=tuple(overrides),
+        )
+
+
+def _require_table(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be a table, got {value!r}")

@@ -1,0 +1,54 @@
+"""`write_report`: run folders in, ``report.html`` and pictures out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from featemb.benchmarks.records import read_all, slug
+from featemb.benchmarks.report.aggregate import aggregate
+from featemb.benchmarks.report.page import page
+from featemb.benchmarks.report.pictures import png
+from featemb.errors import RunError
+
+
+def write_report(
+    runs_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    title: str = "Accuracy against memory",
+) -> list[Path]:
+    """Write ``report.html`` and a picture a data set and model; return their paths.
+
+    Args:
+        runs_dir: folder of the runs.
+        out: folder of the report; None takes the runs' own.
+        title: heading of the page.
+
+    Raises:
+        RunError: the folder does not exist or holds no run.
+    """
+    runs = read_all(runs_dir)
+    if not runs.records:
+        raise RunError(f"{os.fspath(runs_dir)!r} holds no run record")
+    folder = Path(runs_dir if out is None else out)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = aggregate(runs_dir, runs.records.values())
+    html = page(title, rows, runs.records, runs.unreadable)
+    written = [_write(folder / "report.html", html)]
+    for data, model in sorted({(row.data, row.model) for row in rows}):
+        path = folder / f"{slug(data)}-{slug(model)}.png"
+        part = [row for row in rows if (row.data, row.model) == (data, model)]
+        png(part, f"{data}, {model}: test AUC against embedding bytes", path)
+        written.append(path)
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a text file atomically."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return path

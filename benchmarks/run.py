@@ -1,0 +1,203 @@
+"""`run_one`: one run from its configuration to its record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featemb.benchmarks import environment, records, sources
+from featemb.benchmarks.config import RunConfig
+from featemb.benchmarks.evaluation import measure, predict
+from featemb.benchmarks.network import build_network, full_bytes
+from featemb.benchmarks.progress import Quiet, Watcher
+from featemb.benchmarks.training import Trained, train
+from featemb.datasets import Dataset
+from featemb.errors import RunError
+from featemb.memory import module_bytes
+from featemb.models import CTRModel
+
+
+def run_id(config: RunConfig) -> str:
+    """Name of a run's folder; equal for equal answers wanted, wherever computed."""
+    return records.run_id(sources.identity(config))
+
+
+def run_one(
+    config: RunConfig,
+    runs_dir: str | Path,
+    dataset: Dataset | None = None,
+    progress: Watcher | None = None,
+) -> dict[str, Any]:
+    """Train, freeze and test one network, and write its record.
+
+    An exception of any kind becomes a record with status "failed"; an interrupt passes through
+    and leaves nothing behind.
+
+    Args:
+        config: what to run.
+        runs_dir: folder of the runs.
+        dataset: the data, where they are loaded already.
+        progress: told of start, evaluations and end.
+
+    Returns:
+        The record, as in ``run.json``.
+    """
+    watch = progress or Quiet()
+    name = run_id(config)
+    watch({"event": "start", "run_id": name})
+    record = _frame(config, name)
+    curve: list[dict[str, Any]] = []
+    predictions: dict[str, Any] | None = None
+    try:
+        predictions = _run(config, record, curve, dataset, watch)
+        record["status"] = "ok"
+    except Exception as error:  # one run must not stop the others; it is told in the record
+        record["error"] = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+    records.write(runs_dir, record, curve, predictions)
+    if record["status"] == "failed" and config.device != "cpu":
+        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
+    watch({"event": "end", "run_id": name} | _verdict(record))
+    return record
+
+
+def _frame(config: RunConfig, name: str) -> dict[str, Any]:
+    """The parts of a record that are known before the run."""
+    return {
+        "format": records.FORMAT,
+        "run_id": name,
+        "status": "failed",
+        "error": None,
+        "config": sources.identity(config),
+        "versions": environment.versions(),
+        "git": environment.git(),
+        "device": environment.device(config.device),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _run(
+    config: RunConfig,
+    record: dict[str, Any],
+    curve: list[dict[str, Any]],
+    dataset: Dataset | None,
+    watch: Watcher,
+) -> dict[str, Any]:
+    """Fill a record and a curve; return the predictions of the test split."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    record["device"] = environment.device(config.device)
+    environment.start_peak(config.device)
+    clock = _Clock()
+    dataset = sources.load(config) if dataset is None else dataset
+    dataset = sources.subsample(dataset, config.rows, config.seed)
+    record["data"] = sources.describe(dataset)
+    clock.lap("load")
+    with torch.random.fork_rng():  # dropout draws from the global generator
+        torch.manual_seed(config.seed)
+        net = build_network(config, dataset.schema)
+        clock.lap("build")
+
+        def note(row: dict[str, Any]) -> None:
+            curve.append(row)
+            event = {"event": "epoch", "run_id": record["run_id"], "epochs": config.epochs}
+            watch(event | row)
+
+        trained = train(net, config, dataset, note)
+    clock.lap("train")
+    frozen = net.freeze()
+    environment.synchronize(config.device)
+    clock.lap("freeze")
+    record["bytes"] = _bytes(net, frozen, trained)
+    splits, device = dataset.splits, torch.device(config.device)
+    score = {
+        part: predict(frozen, splits[part], config.eval_batch_size, device)
+        for part in ("valid", "test")
+    }
+    record["metrics"] = {part: measure(splits[part], score[part]) for part in score}
+    clock.lap("evaluate")
+    record["bytes"] |= {
+        "peak_device": environment.peak_device(config.device),
+        "peak_rss": environment.peak_rss(),
+    }
+    record["training"] = _training(trained)
+    record["timings"] = _timings(clock, trained, config, len(splits["train"]))
+    return sources.predictions(splits["test"], score["test"])
+
+
+def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:
+    """Count the frozen layers' tensors, and hold the layers' own word against it."""
+    parts: dict[str, int] = {}
+    for layer in frozen.embeddings():
+        for part, size in module_bytes(layer).items():
+            parts[part] = parts.get(part, 0) + size
+    serving, claimed = sum(parts.values()), net.memory().serving
+    if serving != claimed:
+        raise RunError(f"the frozen layers hold {serving:,} bytes, memory() says {claimed:,}")
+    full = full_bytes(net)
+    return {
+        "full": full,
+        "serving": serving,
+        "training": sum(trained.bytes.values()),
+        "parts": parts,
+        "training_parts": trained.bytes,
+        "ratio": full / serving if serving else None,
+        "net": net.net_bytes(),
+    }
+
+
+def _training(trained: Trained) -> dict[str, Any]:
+    history = trained.history
+    stage = trained.curve[-1]["stage"]
+    return {
+        "epochs_run": max(row["epoch"] for row in trained.curve if row["stage"] == stage),
+        "best_epoch": history.best_epoch,
+        "best_valid_auc": history.best_score,
+        "stopped_early": history.stopped_early,
+    }
+
+
+def _timings(clock: _Clock, trained: Trained, config: RunConfig, rows: int) -> dict[str, float]:
+    """Seconds by phase; validation during training counts as evaluation."""
+    seconds = clock.seconds
+    steps_an_epoch = -(-rows // config.batch_size)
+    seen = rows * trained.history.steps / steps_an_epoch
+    return {
+        **seconds,
+        "train": trained.seconds,
+        "evaluate": seconds["evaluate"] + trained.evaluate_seconds,
+        "total": sum(seconds.values()),
+        "step_ms": trained.history.step_seconds * 1000,
+        "rows_per_second": seen / max(trained.seconds, 1e-9),
+    }
+
+
+def _verdict(record: dict[str, Any]) -> dict[str, str]:
+    """Status and one line on it."""
+    error = record["error"]
+    if error is not None:
+        return {"status": "failed", "message": f"{error['type']}: {error['message']}"}
+    auc = record["metrics"]["test"]["auc"]
+    text = "-" if auc is None else f"{auc['value']:.5f}"
+    return {"status": "ok", "message": f"AUC {text}, {record['bytes']['serving']:,} bytes"}
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under a name."""
+        now = time.perf_counter()
+        self.seconds[name], self._last = now - self._last, now
