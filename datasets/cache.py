@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from featemb.datasets.dataset import Bag, Dataset, Split
-from featemb.datasets.encode import FORMAT, encode, file_digest
+from featemb.datasets.encode import FORMAT, GROUP, encode, file_digest
 from featemb.datasets.recipe import PARTS, Recipe
 from featemb.datasets.source import Source
 from featemb.errors import DataError
@@ -47,9 +48,21 @@ def encoded(
     key = f"{FORMAT} {recipe.to_json()} {source.fingerprint()}"
     folder = cache_root(cache) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not _intact(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists() and not _intact(folder):  # unless another process has just made it
+            _set_aside(folder)
         encode(source, recipe, folder, meta)
     return read(name, folder)
+
+
+def _set_aside(folder: Path) -> None:
+    """Remove a corrupt folder; its name is free at once, so that nobody sees half of it."""
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.corrupt."))
+    try:
+        os.replace(folder, aside / folder.name)
+    except FileNotFoundError:
+        pass  # another process has moved it
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _intact(folder: Path) -> bool:
@@ -82,9 +95,8 @@ def read(name: str, folder: Path) -> Dataset:
     splits = {
         part: _split(pq.read_table(folder / f"{part}.parquet"), schema, recipe) for part in PARTS
     }
-    digest = hashlib.sha256(json.dumps(document["files"], sort_keys=True).encode()).hexdigest()
     meta = document["meta"] | {"user": recipe.user, "recipe": document["recipe"]}
-    return Dataset(name, schema, splits, digest, meta)
+    return Dataset(name, schema, splits, document["fingerprint"], meta)
 
 
 def _split(table: pa.Table, schema: Schema, recipe: Recipe) -> Split:
@@ -92,7 +104,7 @@ def _split(table: pa.Table, schema: Schema, recipe: Recipe) -> Split:
     numeric = None
     if schema.numeric:
         numeric = torch.stack([_tensor(table.column(name)) for name in schema.numeric], dim=1)
-    user = None if recipe.user is None else _tensor(table.column(recipe.user)).long()
+    user = None if recipe.user is None else _tensor(table.column(GROUP))
     if schema.single_valued:
         ids = torch.empty(table.num_rows, schema.num_features, dtype=torch.int32)
         for position, name in enumerate(schema.names):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import locate, protocol
-from featemb.datasets.source import Source, parquet, text
+from featemb.datasets.source import Source, Transform, parquet, text, unchanged
+from featemb.errors import DataError, nearest
 
 TERMS = "Criteo Labs terms: research, non-commercial; no redistribution by this project"
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))
@@ -16,10 +18,31 @@ CATEGORIES = tuple(f"C{number}" for number in range(1, 27))
 _SUMMARY = "an ad shown; label: clicked"
 
 
-def _recipe(min_count: int, split: SplitRule) -> Recipe:
+def _recipe(min_count: int, split: SplitRule, integers: str) -> Recipe:
     columns = [Column(name=name) for name in CATEGORIES]
-    columns += [Column(name=name, kind="numeric", transform="log") for name in INTEGERS]
+    if integers == "numeric":
+        columns += [Column(name=name, kind="numeric", transform="log") for name in INTEGERS]
+    else:  # only the 26 hashed fields are filtered by count
+        columns += [Column(name=name, min_count=1) for name in INTEGERS]
     return Recipe(label="label", columns=columns, min_count=min_count, split=split)
+
+
+def _transform(integers: str) -> Transform:
+    choices = {"numeric": unchanged, "buckets": _buckets}
+    if integers not in choices:
+        raise DataError(f"integers: unknown choice {integers!r}; {nearest(integers, choices)}")
+    return choices[integers]
+
+
+def _buckets(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Replace each integer x > 2 by ``floor(ln(x)^2)``; missing stays missing."""
+    for name in INTEGERS:
+        place, array = batch.schema.get_field_index(name), batch.column(name).cast(pa.int64())
+        logarithm = pc.ln(pc.max_element_wise(array, 1).cast(pa.float64()))
+        bucket = pc.floor(pc.multiply(logarithm, logarithm)).cast(pa.int64())
+        bucket = pc.if_else(pc.greater(array, 2), bucket, array)
+        batch = batch.set_column(place, name, bucket)
+    return batch
 
 
 @protocol("criteo", _SUMMARY, TERMS)
@@ -28,23 +51,27 @@ def prepare(
     min_count: int = 10,
     seed: int = 2018,
     chronological: bool = False,
+    integers: str = "numeric",
 ) -> tuple[Source, Recipe]:
     """``train.txt`` (tab-separated, no header); random 8:1:1 by ``seed``, or in time order.
 
     26 categorical fields, values seen fewer than 10 times in training are unknown; 13 integers
-    as numbers, ``sign(x) log(1 + |x|)``, standardised, missing is 0 after that.
+    as numbers, ``sign(x) log(1 + |x|)``, standardised, missing is 0 after that. With
+    ``integers="buckets"`` they are 13 more categorical fields: ``floor(ln(x)^2)`` for x > 2, else
+    x (the challenge's winners, 2014).
     """
     path = locate(root, "train.txt", "criteo/train.txt", "train.txt.gz")
     types = {"label": pa.int8()} | dict.fromkeys(INTEGERS, pa.int64())
     types |= dict.fromkeys(CATEGORIES, pa.string())
-    source = text(path, ("label", *INTEGERS, *CATEGORIES), types, delimiter="\t")
+    names = ("label", *INTEGERS, *CATEGORIES)
+    source = text(path, names, types, delimiter="\t", transform=_transform(integers))
     split = SplitRule(rule="order" if chronological else "random", seed=seed)
-    return source, _recipe(min_count, split)
+    return source, _recipe(min_count, split, integers)
 
 
 @protocol("criteo_head80k", _SUMMARY + "; first 80,000 rows in time order", TERMS)
 def prepare_head(
-    root: str | os.PathLike[str] | None = None, min_count: int = 2
+    root: str | os.PathLike[str] | None = None, min_count: int = 2, integers: str = "numeric"
 ) -> tuple[Source, Recipe]:
     """Chronological: first 57,600 rows train, next 6,400 validation, last 16,000 test.
 
@@ -52,4 +79,4 @@ def prepare_head(
     """
     path = locate(root, "criteo_head80k.parquet")
     split = SplitRule(rule="order", fractions=(0.72, 0.08, 0.2))
-    return parquet(path), _recipe(min_count, split)
+    return parquet(path, _transform(integers)), _recipe(min_count, split, integers)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featemb.errors import ConfigError
 from featemb.ids import Jagged
 from featemb.schema import Schema
 
@@ -104,7 +105,17 @@ class Split:
             seed: of the order.
             epoch: of the order.
             device: where the batches are put.
+
+        Raises:
+            ConfigError: batch_size is not a positive integer.
         """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a positive integer, got {batch_size!r}")
+        return self._batches(batch_size, shuffle, seed, epoch, device)
+
+    def _batches(
+        self, batch_size: int, shuffle: bool, seed: int, epoch: int, device: torch.device | str
+    ) -> Iterator[Batch]:
         order = None
         if shuffle:
             order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self)))

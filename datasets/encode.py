@@ -20,17 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from featemb.datasets.recipe import PARTS, Recipe
+from featemb.datasets.recipe import PARTS, Column, Recipe
+from featemb.datasets.shards import Shards
 from featemb.datasets.source import Source, require_columns
-from featemb.datasets.vocabulary import Moments, Vocabulary, cells, count_rows, labels, numbers
+from featemb.datasets.splitting import Parts, assign
+from featemb.datasets.vocabulary import Moments, Vocabulary, cells, labels, numbers
 from featemb.errors import DataError
 from featemb.schema import Feature, Schema
 
-FORMAT = 1
-USER = "_user"
-Parts = npt.NDArray[np.int8]
+FORMAT = 2
+GROUP = "__group__"  # the column of user codes; no feature may have this name
+_MISSING_GROUP = -1
 
 
 def encode(source: Source, recipe: Recipe, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -45,13 +46,16 @@ def encode(source: Source, recipe: Recipe, folder: Path, meta: Mapping[str, Any]
     Raises:
         DataError: the source does not fit the recipe, or has no rows or only one label.
     """
+    if GROUP in [column.name for column in recipe.columns]:
+        raise DataError(f"no column may be named {GROUP!r}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     private = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        parts = _assign(source, recipe)
+        parts = assign(source, recipe)
         vocabularies, moments = _first_pass(source, recipe, parts)
-        _second_pass(source, recipe, parts, vocabularies, moments, private)
-        _describe(recipe, vocabularies, meta, private)
+        shards = Shards(private, recipe)
+        _second_pass(source, recipe, parts, vocabularies, moments, shards)
+        _describe(recipe, vocabularies, shards, meta, private)
         try:
             os.replace(private, folder)
         except OSError:  # another process was faster: its folder holds the same
@@ -59,47 +63,6 @@ def encode(source: Source, recipe: Recipe, folder: Path, meta: Mapping[str, Any]
                 raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
-
-
-def _assign(source: Source, recipe: Recipe) -> Parts:
-    """Return each row's part: 0 train, 1 valid, 2 test."""
-    rule = recipe.split
-    if rule.rule == "column":
-        return _assign_by_column(source, recipe)
-    rows = count_rows(source.batches())
-    if rows < len(PARTS):
-        raise DataError(f"the table has {rows} rows, at least {len(PARTS)} are needed")
-    ends = [round(rows * sum(rule.fractions[: n + 1])) for n in range(2)]
-    parts = np.repeat(np.array([0, 1, 2], np.int8), np.diff([0, *ends, rows]))
-    if rule.rule == "order":
-        return parts
-    order = np.random.default_rng(rule.seed).permutation(rows)
-    shuffled = np.empty_like(parts)
-    shuffled[order] = parts
-    return shuffled
-
-
-def _assign_by_column(source: Source, recipe: Recipe) -> Parts:
-    rule, chunks = recipe.split, []
-    for batch in source.batches():
-        require_columns(batch, [rule.column or ""], "split")
-        values = batch.column(rule.column).cast(pa.string()).to_numpy(zero_copy_only=False)
-        chunk = np.full(len(values), -1, np.int8)
-        for number, part in enumerate(PARTS):
-            if part in rule.values:
-                chunk[values == rule.values[part]] = number
-        if (chunk < 0).any():
-            unknown = values[chunk < 0][0]
-            raise DataError(
-                f"split column {rule.column!r}: {unknown!r} is none of {dict(rule.values)}"
-            )
-        chunks.append(chunk)
-    parts = np.concatenate(chunks) if chunks else np.empty(0, np.int8)
-    if "valid" not in rule.values:
-        train = np.flatnonzero(parts == 0)
-        held = np.random.default_rng(rule.seed).permutation(len(train))
-        parts[train[held[: round(len(train) * rule.valid_share)]]] = 1
-    return parts
 
 
 Vocabularies = dict[str, tuple[list[Any], npt.NDArray[np.int64]]]
@@ -111,7 +74,8 @@ def _first_pass(
     words = {column.name: Vocabulary() for column in recipe.categorical}
     moments = {column.name: Moments() for column in recipe.numeric}
     for batch, part in _with_parts(source, parts):
-        require_columns(batch, [c.name for c in recipe.columns] + [recipe.label], "the table")
+        needed = [*(column.name for column in recipe.columns), recipe.label]
+        require_columns(batch, [*needed, *([recipe.user] if recipe.user else [])], "the table")
         train = batch.filter(pa.array(part == 0))
         for column in recipe.categorical:
             words[column.name].add(cells(train, column)[0])
@@ -134,30 +98,21 @@ def _second_pass(
     parts: Parts,
     vocabularies: Vocabularies,
     moments: Mapping[str, tuple[float, float]],
-    folder: Path,
+    shards: Shards,
 ) -> None:
     known = {name: pa.array(values) for name, (values, _) in vocabularies.items() if values}
-    writers: dict[int, pq.ParquetWriter] = {}
-    positives = np.zeros((len(PARTS), 2), np.int64)
-    try:
+    groups: dict[Any, int] = {}
+    start = 0
+    with shards:
         for batch, part in _with_parts(source, parts):
-            encoded = _encode_batch(batch, recipe, known, moments)
-            for number in range(len(PARTS)):
-                chosen = encoded.filter(pa.array(part == number))
-                if number not in writers:
-                    path = folder / f"{PARTS[number]}.parquet"
-                    writers[number] = pq.ParquetWriter(path, encoded.schema, compression="zstd")
-                writers[number].write_batch(chosen)
-                label = chosen.column(recipe.label).to_numpy()
-                positives[number] += np.bincount(label, minlength=2)
-    finally:
-        for writer in writers.values():
-            writer.close()
+            encoded = _encode_batch(batch, recipe, known, moments, groups, start)
+            shards.write(encoded, part)
+            start += batch.num_rows
     for number, name in enumerate(PARTS):
-        if not positives[number].all():
+        if not shards.labels[number].all():
             raise DataError(
-                f"the {name} split has {positives[number, 0]} rows of label 0 and "
-                f"{positives[number, 1]} of label 1; both are needed"
+                f"the {name} split has {shards.labels[number, 0]} rows of label 0 and "
+                f"{shards.labels[number, 1]} of label 1; both are needed"
             )
 
 
@@ -166,6 +121,8 @@ def _encode_batch(
     recipe: Recipe,
     known: Mapping[str, pa.Array],
     moments: Mapping[str, tuple[float, float]],
+    groups: dict[Any, int],
+    start: int,
 ) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {}
     for column in recipe.categorical:
@@ -180,7 +137,9 @@ def _encode_batch(
         mean, deviation = moments[column.name]
         scaled = (numbers(batch, column) - mean) / deviation
         columns[column.name] = pa.array(np.nan_to_num(scaled, nan=0.0).astype(np.float32))
-    columns[recipe.label] = pa.array(labels(batch, recipe.label))
+    columns[recipe.label] = pa.array(labels(batch, recipe.label, start))
+    if recipe.user is not None:
+        columns[GROUP] = _groups(cells(batch, Column(name=recipe.user))[0], groups)
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -191,11 +150,30 @@ def _ids(values: pa.Array, known: pa.Array | None) -> pa.Array:
     return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
 
 
+def _groups(values: pa.Array, groups: dict[Any, int]) -> pa.Array:
+    """Number the users in the order they come: unknown ones too, which all share id 0."""
+    unique = pc.dictionary_encode(values)
+    codes = [groups.setdefault(value, len(groups)) for value in unique.dictionary.to_pylist()]
+    codes.append(_MISSING_GROUP)
+    places = pc.fill_null(unique.indices, len(codes) - 1).to_numpy()
+    return pa.array(np.array(codes, np.int64)[places])
+
+
 def _describe(
-    recipe: Recipe, vocabularies: Vocabularies, meta: Mapping[str, Any], folder: Path
+    recipe: Recipe,
+    vocabularies: Vocabularies,
+    shards: Shards,
+    meta: Mapping[str, Any],
+    folder: Path,
 ) -> None:
     features = [
-        Feature(c.name, len(vocabularies[c.name][1]), multi=c.multi, pooling=c.pooling)
+        Feature(
+            c.name,
+            len(vocabularies[c.name][1]),
+            multi=True,
+            pooling=c.pooling,
+            max_length=shards.longest.get(c.name) or None,
+        )
         if c.multi
         else Feature(c.name, len(vocabularies[c.name][1]))
         for c in recipe.categorical
@@ -208,10 +186,14 @@ def _describe(
         "format": FORMAT,
         "schema": json.loads(schema.to_json()),
         "recipe": json.loads(recipe.to_json()),
+        "fingerprint": shards.fingerprint(schema),
         "files": digests,
         "meta": dict(meta),
     }
-    (folder / "meta.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
+    with (folder / "meta.json").open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=1, ensure_ascii=False))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def file_digest(path: Path) -> str:

@@ -9,24 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from featemb.datasets.frappe_negatives import FIELDS, with_negatives
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import locate, protocol
 from featemb.datasets.source import BATCH_ROWS, Source, parquet
 from featemb.errors import DataError
 
 TERMS = "Frappe v1.0: research use with acknowledgement, no redistribution, no commercial use"
-FIELDS: tuple[str, ...] = (
-    "user",
-    "item",
-    "daytime",
-    "weekday",
-    "isweekend",
-    "homework",
-    "cost",
-    "weather",
-    "country",
-    "city",
-)
 _SUMMARY = "a user and an app in a context; label: logged use against sampled negative"
 
 
@@ -42,11 +31,23 @@ def _recipe(min_count: int, split: SplitRule) -> Recipe:
 
 @protocol("frappe", _SUMMARY, TERMS)
 def prepare(
-    root: str | os.PathLike[str] | None = None, min_count: int = 1
+    root: str | os.PathLike[str] | None = None, min_count: int = 1, seed: int = 0
 ) -> tuple[Source, Recipe]:
-    """``frappe.train.libfm``, ``.validation.libfm`` and ``.test.libfm`` as published, 10 fields."""
-    folder = locate(root, "frappe", "frappe.train.libfm")
+    """``frappe.train.libfm``, ``.validation.libfm`` and ``.test.libfm`` as published, 10 fields.
+
+    From the original ``frappe.csv``, which holds positives only: after each logged use, two
+    negatives with the same user and context and apps drawn at random by ``seed`` among those that
+    the user did not use in that context (He and Chua, 2017); random 7:2:1. Other negatives than
+    the published ones: compare results only on the same files.
+    """
+    folder = locate(
+        root, "frappe", "frappe.train.libfm", "frappe.csv", "Mobile_Frappe/frappe/frappe.csv"
+    )
     folder = folder if folder.is_dir() else folder.parent
+    if not (folder / "frappe.train.libfm").exists() and (folder / "frappe.csv").exists():
+        path = folder / "frappe.csv"
+        split = SplitRule(fractions=(0.7, 0.2, 0.1), seed=seed)
+        return Source([path], lambda: with_negatives(path, seed)), _recipe(min_count, split)
     names = {"train": "train", "valid": "validation", "test": "test"}
     files = {part: folder / f"frappe.{name}.libfm" for part, name in names.items()}
     for path in files.values():

@@ -12,7 +12,7 @@ from featemb.schema import Pooling
 
 Kind = Literal["categorical", "numeric"]
 Transform = Literal["none", "log"]
-Rule = Literal["random", "order", "column"]
+Rule = Literal["random", "order", "time", "column"]
 PARTS = ("train", "valid", "test")
 
 
@@ -64,10 +64,11 @@ class SplitRule:
 
     Attributes:
         rule: "random" (a permutation of the rows by ``seed``), "order" (first rows train, last
-            rows test: chronological files), or "column" (a column names each row's part).
+            rows test: chronological files), "time" (the same, after sorting by ``column``; ties
+            stay in the file's order), or "column" (``column`` names each row's part).
         fractions: shares of train, valid and test, for random and order.
         seed: of the permutation.
-        column: the column that names the part.
+        column: the column that holds the time or names the part.
         values: its value for train, valid and test; with no value for valid, ``valid_share`` of
             the training rows become validation rows, by a permutation.
         valid_share: see ``values``.
@@ -91,10 +92,15 @@ class SplitRule:
             raise DataError(
                 f"split: fractions must be three shares > 0 of sum 1, got {self.fractions}"
             )
-        if self.rule == "column" and (
-            self.column is None or not {"train", "test"} <= set(self.values)
-        ):
-            raise DataError("split: the rule 'column' needs a column and values for train and test")
+        if self.rule in ("time", "column") and self.column is None:
+            raise DataError(f"split: the rule {self.rule!r} needs a column")
+        if self.rule == "column" and not {"train", "test"} <= set(self.values):
+            raise DataError("split: the rule 'column' needs values for train and test")
+        for part in self.values:
+            if part not in PARTS:
+                raise DataError(f"split: unknown part {part!r}; {nearest(part, PARTS)}")
+        if not 0 < self.valid_share < 1:
+            raise DataError(f"split: valid_share must be in (0, 1), got {self.valid_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +112,7 @@ class Recipe:
         columns: the input columns, in order.
         min_count: default of the columns.
         split: how rows are split.
-        user: categorical column whose ids group rows for gAUC, or None.
+        user: column whose values group rows for gAUC, or None; it need not be an input column.
         dropped: columns left out, and why; a note, without effect.
     """
 
@@ -126,9 +132,6 @@ class Recipe:
             raise DataError(f"columns must be distinct and not the label {self.label!r}: {names}")
         if self.min_count < 1:
             raise DataError(f"min_count must be >= 1, got {self.min_count}")
-        allowed = [column.name for column in self.categorical if not column.multi]
-        if self.user is not None and self.user not in allowed:
-            raise DataError(f"user: unknown column {self.user!r}; {nearest(self.user, allowed)}")
 
     @property
     def categorical(self) -> tuple[Column, ...]:

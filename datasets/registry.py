@@ -79,20 +79,39 @@ def find(name: str) -> Protocol:
     """Return a registered data set's protocol.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: there is none of that name, or it is made without files.
     """
     _discover()
+    if name in _BUILT:
+        raise DataError(f"data set {name!r} is made by a function: it has no protocol")
     if name not in _PROTOCOLS:
         raise DataError(f"unknown data set {name!r}; {nearest(name, names())}")
     return _PROTOCOLS[name]
 
 
+def describe(name: str) -> tuple[str, str]:
+    """Return what a row and the label of a registered data set are, and its terms.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    _discover()
+    if name in _BUILT:
+        return (inspect.getdoc(_BUILT[name]) or "").split("\n")[0], "made by this package"
+    protocol = find(name)
+    return protocol.summary, protocol.terms
+
+
 def data_roots(root: str | os.PathLike[str] | None) -> list[Path]:
-    """Return the folders searched for data: given, or $FEATEMB_DATA, ../shared/data, ./data."""
+    """Return the folders searched for data.
+
+    The one given; else $FEATEMB_DATA, ``../shared/data`` beside the checkout, and ``./data``.
+    """
     if root is not None:
         return [Path(root)]
     given = os.environ.get("FEATEMB_DATA")
-    return [*([Path(given)] if given else []), Path("../shared/data"), Path("data")]
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return [*([Path(given)] if given else []), beside, Path("data")]
 
 
 def locate(root: str | os.PathLike[str] | None, *candidates: str) -> Path:
@@ -120,8 +139,8 @@ def locate(root: str | os.PathLike[str] | None, *candidates: str) -> Path:
 
 def load(
     name: str | os.PathLike[str],
-    *,
     root: str | os.PathLike[str] | None = None,
+    *,
     cache: str | os.PathLike[str] | None = None,
     schema: str | os.PathLike[str] | None = None,
     label: str | None = None,
@@ -132,12 +151,12 @@ def load(
 
     Args:
         name: a registered name (`names`), or the path of a Parquet, CSV or TSV file.
-        root: folder of the original files; None searches $FEATEMB_DATA, ../shared/data, ./data.
+        root: folder of the original files, or the file itself; None searches `data_roots`.
         cache: folder of encoded data; None takes $FEATEMB_CACHE or ~/.cache/featemb.
         schema: for a path: a recipe's JSON file, as `infer` writes it.
         label: for a path: the label's column, from which a recipe is inferred.
         recipe: for a path: the recipe itself.
-        options: of the registered data set.
+        options: of the registered data set; for a path without a recipe, of `infer`.
 
     Raises:
         DataError: the data are missing or malformed, or an option is unknown.
@@ -151,9 +170,9 @@ def load(
         return _load_registered(text, root, cache, options)
     from featemb.datasets.infer import own_table
 
-    if options:
-        raise DataError(f"unknown options {sorted(options)} for the table {text!r}")
-    return own_table(Path(text), cache, schema, label, recipe)
+    if not Path(text).exists():
+        raise DataError(f"{text!r} is neither a data set nor a file; {nearest(text, names())}")
+    return own_table(Path(text), cache, schema, label, recipe, options)
 
 
 def _load_registered(

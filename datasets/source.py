@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from featemb.errors import DataError, nearest
 
 BATCH_ROWS = 65_536
 _BLOCK_BYTES = 1 << 24
+_WHOLE_BYTES = 1 << 28
+# In a typed file only an empty cell is missing; in one of unknown types these words are, too.
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
@@ -56,16 +60,35 @@ class Source:
             raise DataError(f"cannot read {names}: {error}") from error
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, sizes and the first and last MiB of the files."""
+        """SHA-256 over the files' names and contents.
+
+        Of a file above 256 MiB: its size, time of change, and first and last MiB, so that a large
+        file is not read once more at every load.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         digest = hashlib.sha256()
-        for path in self.files:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size} ".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(1 << 20))
-                file.seek(max(0, size - (1 << 20)))
-                digest.update(file.read(1 << 20))
+        try:
+            for path in self.files:
+                _digest_file(path, digest)
+        except OSError as error:
+            raise DataError(f"cannot read {path.name}: {error}") from error
         return digest.hexdigest()
+
+
+def _digest_file(path: Path, digest: hashlib._Hash) -> None:
+    state = path.stat()
+    digest.update(f"{path.name} {state.st_size} ".encode())
+    with path.open("rb") as file:
+        if state.st_size <= _WHOLE_BYTES:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return
+        digest.update(f"{state.st_mtime_ns} ".encode())
+        digest.update(file.read(1 << 20))
+        file.seek(-(1 << 20), os.SEEK_END)
+        digest.update(file.read(1 << 20))
 
 
 def parquet(
@@ -93,7 +116,8 @@ def text(
     Args:
         path: the file, plain or compressed as its name says.
         names: column names of a file without a header line; None reads the header.
-        types: types of columns; others are inferred from the first block.
+        types: types of columns; only empty cells are missing then, and quotes have no meaning.
+            None infers types from the first block; NA, NaN, null and None are missing, too.
         delimiter: one character between cells.
         encoding: of the file.
         transform: applied to every batch.
@@ -107,8 +131,12 @@ def text(
                 column_names=list(names) if names else None,
                 encoding=encoding,
             ),
-            csv.ParseOptions(delimiter=delimiter),
-            csv.ConvertOptions(column_types=dict(types or {}), strings_can_be_null=True),
+            csv.ParseOptions(delimiter=delimiter, quote_char='"' if types is None else False),
+            csv.ConvertOptions(
+                column_types=dict(types or {}),
+                strings_can_be_null=True,
+                null_values=list(_MISSING if types is None else _MISSING[:1]),
+            ),
         )
         with reader:
             yield from reader

@@ -17,9 +17,13 @@ from featemb.errors import DataError
 
 
 def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | None]:
-    """Return a categorical column's values as int64 or text, and its list lengths if it is multi.
+    """Return a categorical column's values, and its list lengths if it is multi.
 
-    A missing list counts as an empty one.
+    Values are int64, float64 or text; a missing cell, an empty text and NaN are null. A missing
+    list, or a text without values, counts as an empty list.
+
+    Raises:
+        DataError: the column's type is not supported.
     """
     array = batch.column(column.name)
     if pa.types.is_dictionary(array.type):
@@ -27,7 +31,7 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
     lengths = None
     if column.multi:
         if column.separator is not None:
-            array = pc.split_pattern(pc.cast(array, pa.string()), column.separator)
+            array = pc.split_pattern(_plain(array, column.name), column.separator)
         elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
             raise DataError(
                 f"column {column.name!r} is multi-valued but holds {array.type}: "
@@ -37,7 +41,24 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
         array = pc.list_flatten(array)
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
-    return array.cast(pa.int64() if pa.types.is_integer(array.type) else pa.string()), lengths
+    return _plain(array, column.name), lengths
+
+
+def _plain(array: pa.Array, name: str) -> pa.Array:
+    """Bring values to int64, float64 or text; whatever means missing becomes null."""
+    kind = array.type
+    if pa.types.is_nested(kind) or (pa.types.is_null(kind) and len(array) > array.null_count):
+        raise DataError(f"column {name!r} holds {kind}, which is not supported")
+    try:
+        if pa.types.is_floating(kind):
+            wide = array.cast(pa.float64())
+            return pc.if_else(pc.is_nan(wide), pa.scalar(None, pa.float64()), wide)
+        if pa.types.is_integer(kind) and kind != pa.uint64():
+            return array.cast(pa.int64())
+        text = array.cast(pa.string())
+    except pa.ArrowException as error:
+        raise DataError(f"column {name!r} of type {kind} is not readable: {error}") from error
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 @dataclass
@@ -98,49 +119,66 @@ def numbers(batch: pa.RecordBatch, column: Column) -> npt.NDArray[np.float64]:
 
 @dataclass
 class Moments:
-    """Mean and deviation of one numeric column, without its missing values."""
+    """Mean and deviation of one numeric column, without its missing values.
+
+    Batches are merged by their means and sums of squared distances (Chan et al., 1983), which
+    stays exact for large values of small spread.
+    """
 
     count: int = 0
-    total: float = 0.0
+    mean: float = 0.0
     squares: float = 0.0
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
         """Add the values of a batch."""
         known = values[~np.isnan(values)]
+        if not len(known):
+            return
+        mean, before = float(known.mean()), self.count
         self.count += len(known)
-        self.total += float(known.sum())
-        self.squares += float((known**2).sum())
+        step = mean - self.mean
+        self.mean += step * len(known) / self.count
+        self.squares += float(((known - mean) ** 2).sum())
+        self.squares += step**2 * before * len(known) / self.count
 
     def close(self) -> tuple[float, float]:
         """Return mean and deviation; a constant column has deviation 1."""
         if not self.count:
             return 0.0, 1.0
-        mean = self.total / self.count
-        deviation = math.sqrt(max(0.0, self.squares / self.count - mean**2))
-        return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0
+        deviation = math.sqrt(self.squares / self.count)
+        return self.mean, deviation if deviation > 1e-12 * max(1.0, abs(self.mean)) else 1.0
 
 
-def labels(batch: pa.RecordBatch, name: str) -> npt.NDArray[np.int8]:
+def labels(batch: pa.RecordBatch, name: str, start: int = 0) -> npt.NDArray[np.int8]:
     """Return the labels of a batch.
+
+    Args:
+        batch: rows.
+        name: the label's column: booleans, numbers, or texts of numbers.
+        start: number of the batch's first row, for messages; rows count from 0.
 
     Raises:
         DataError: a label is missing or not 0 or 1.
     """
     array = batch.column(name)
-    if array.null_count:
-        raise DataError(f"label {name!r}: {array.null_count} values are missing")
     try:
-        values = (
-            array.cast(pa.float64())
-            if not pa.types.is_boolean(array.type)
-            else array.cast(pa.int8())
-        )
-        numeric = values.to_numpy(zero_copy_only=False).astype(np.float64)
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        if pa.types.is_boolean(array.type):
+            array = array.cast(pa.int8())
+        numeric = array.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
     except pa.ArrowException as error:
         raise DataError(f"label {name!r} must be 0 or 1: {error}") from error
+    missing = np.isnan(numeric)
+    if missing.any():
+        row = start + int(np.flatnonzero(missing)[0])
+        raise DataError(
+            f"label {name!r}: {int(missing.sum())} values are missing, the first in row {row}"
+        )
     wrong = (numeric != 0) & (numeric != 1)
     if wrong.any():
-        raise DataError(f"label {name!r} must be 0 or 1, got {numeric[wrong][0]:g}")
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"label {name!r} must be 0 or 1, got {numeric[row]:g} in row {start + row}")
     made: npt.NDArray[np.int8] = numeric.astype(np.int8)
     return made
 

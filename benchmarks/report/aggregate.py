@@ -113,8 +113,12 @@ def _row(key: tuple[str, ...], group: list[Record]) -> Row:
     test = [record["metrics"]["test"] for record in group]
     gaucs = [one["gauc"]["value"] for one in test if one.get("gauc")]
     sizes = [record["bytes"] for record in group]
+    data, model, method, asked = key
     return Row(
-        *key,
+        data=data,
+        model=model,
+        method=method,
+        asked=asked,
         seeds=len(group),
         serving=max(size["serving"] for size in sizes),
         training=max(size["training"] for size in sizes),

@@ -33,7 +33,7 @@ def write_report(
         raise RunError(f"{os.fspath(runs_dir)!r} holds no run record")
     folder = Path(runs_dir if out is None else out)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = aggregate(runs_dir, runs.records.values())
+    rows = aggregate(Path(runs_dir), runs.records.values())
     html = page(title, rows, runs.records, runs.unreadable)
     written = [_write(folder / "report.html", html)]
     for data, model in sorted({(row.data, row.model) for row in rows}):

@@ -103,4 +103,5 @@ def share_rows(cardinalities: Sequence[int], rows: int, power: float) -> tuple[i
 
 
 def _share(cardinality: int, scale: float, power: float) -> float:
-    return min(float(cardinality), max(1.0, scale * float(cardinality) ** power))
+    wanted: float = scale * float(cardinality) ** power
+    return min(float(cardinality), max(1.0, wanted))
