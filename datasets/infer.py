@@ -132,7 +132,8 @@ def _decide(name: str, look: _Look, separator: str | None) -> Column | str:
         return "constant"
     fraction = pa.types.is_decimal(kind) or (pa.types.is_floating(kind) and not look.whole)
     if fraction:
-        return Column(name=name, kind="numeric", reason="a number with a fraction")
+        reason = "a number with a fraction"
+        return Column(name=name, kind="numeric", transform="none", reason=reason)
     if distinct == look.rows and look.rows >= _FEWEST_ROW_IDS:
         return "a different value in every row"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):

@@ -24,7 +24,7 @@ class Column:
         name: column of the table, and name of the feature.
         kind: categorical (ids) or numeric (passes to the model as a number).
         multi: whether a cell holds several values: a list, or a text with ``separator``.
-        separator: splits a text cell into values.
+        separator: splits a text cell into values; spaces around a value do not count.
         pooling: how a bag's vectors become one.
         min_count: values seen less often in the training split are unknown (id 0); None takes
             the recipe's.
@@ -168,6 +168,8 @@ class Recipe:
         if not isinstance(document, dict):
             raise DataError("a recipe must be a JSON object")
         entries = document.get("columns", [])
+        if not isinstance(entries, list):
+            raise DataError(f"recipe: columns must be a list, got {entries!r}")
         columns = [_read(Column, entry, "column") for entry in entries]
         split = _read(SplitRule, document.get("split", {}), "split")
         return _read(cls, document | {"columns": columns, "split": split}, "recipe")

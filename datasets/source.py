@@ -139,9 +139,17 @@ def text(
             ),
         )
         with reader:
+            _require_text(reader.schema)
             yield from reader
 
     return Source([path], stream, transform)
+
+
+def _require_text(schema: pa.Schema) -> None:
+    """Refuse columns that are not text in the file's encoding: Arrow would call them binary."""
+    for column in schema:
+        if pa.types.is_binary(column.type):
+            raise OSError(f"column {column.name!r} is not UTF-8 text")
 
 
 def table(path: Path) -> Source:

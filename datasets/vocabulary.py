@@ -28,10 +28,11 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
     array = batch.column(column.name)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
-    lengths = None
+    lengths, separated = None, False
     if column.multi:
         if column.separator is not None:
             array = pc.split_pattern(_plain(array, column.name), column.separator)
+            separated = True
         elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
             raise DataError(
                 f"column {column.name!r} is multi-valued but holds {array.type}: "
@@ -41,7 +42,7 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
         array = pc.list_flatten(array)
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
-    return _plain(array, column.name), lengths
+    return _plain(pc.utf8_trim_whitespace(array) if separated else array, column.name), lengths
 
 
 def _plain(array: pa.Array, name: str) -> pa.Array:
@@ -142,11 +143,19 @@ class Moments:
         self.squares += step**2 * before * len(known) / self.count
 
     def close(self) -> tuple[float, float]:
-        """Return mean and deviation; a constant column has deviation 1."""
+        """Return mean and deviation; a constant column has deviation 1.
+
+        Both are rounded (deviation to 9 digits, mean to a millionth of it), so that the sizes of
+        the batches, which decide the order of summation, do not show in the result.
+        """
         if not self.count:
             return 0.0, 1.0
         deviation = math.sqrt(self.squares / self.count)
-        return self.mean, deviation if deviation > 1e-12 * max(1.0, abs(self.mean)) else 1.0
+        if deviation <= 1e-14 * abs(self.mean):
+            return self.mean, 1.0
+        deviation = float(f"{deviation:.9g}")
+        unit = deviation * 1e-6
+        return round(self.mean / unit) * unit, deviation
 
 
 def labels(batch: pa.RecordBatch, name: str, start: int = 0) -> npt.NDArray[np.int8]:
