@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from featemb.datasets.dataset import Bag, Dataset, Split
-from featemb.datasets.encode import FORMAT, GROUP, encode, file_digest
+from featemb.datasets.encode import FORMAT, GROUP, checksum, encode, file_digest
 from featemb.datasets.recipe import PARTS, Recipe
 from featemb.datasets.source import Source
 from featemb.errors import DataError
@@ -68,9 +69,11 @@ def _set_aside(folder: Path) -> None:
 def _intact(folder: Path) -> bool:
     """Whether an encoded folder is there and its files match their checksums."""
     try:
-        document = json.loads((folder / "meta.json").read_text())
+        document = json.loads((folder / "meta.json").read_text("utf-8"))
+        if document.pop("checksum") != checksum(document):
+            return False
         files: Mapping[str, str] = document["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return False
     paths = {folder / name: digest for name, digest in files.items()}
     return all(path.is_file() and file_digest(path) == digest for path, digest in paths.items())
@@ -83,7 +86,7 @@ def read(name: str, folder: Path) -> Dataset:
         DataError: the folder is none, or of another format version.
     """
     try:
-        document = json.loads((folder / "meta.json").read_text())
+        document = json.loads((folder / "meta.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{str(folder)!r} holds no encoded data: {error}") from error
     if document.get("format") != FORMAT:
@@ -92,37 +95,53 @@ def read(name: str, folder: Path) -> Dataset:
     with np.load(folder / "counts.npz", allow_pickle=False) as counts:
         schema = schema.with_counts({feature: counts[feature] for feature in schema.names})
     recipe = Recipe.from_json(json.dumps(document["recipe"]))
-    splits = {
-        part: _split(pq.read_table(folder / f"{part}.parquet"), schema, recipe) for part in PARTS
-    }
+    splits = {part: _split(folder / f"{part}.parquet", schema, recipe) for part in PARTS}
     meta = document["meta"] | {"user": recipe.user, "recipe": document["recipe"]}
     return Dataset(name, schema, splits, document["fingerprint"], meta)
 
 
-def _split(table: pa.Table, schema: Schema, recipe: Recipe) -> Split:
-    label = _tensor(table.column(recipe.label)).float()
-    numeric = None
-    if schema.numeric:
-        numeric = torch.stack([_tensor(table.column(name)) for name in schema.numeric], dim=1)
-    user = None if recipe.user is None else _tensor(table.column(GROUP))
-    if schema.single_valued:
-        ids = torch.empty(table.num_rows, schema.num_features, dtype=torch.int32)
-        for position, name in enumerate(schema.names):
-            ids[:, position] = _tensor(table.column(name))
+def _split(path: Path, schema: Schema, recipe: Recipe) -> Split:
+    """Read one split, a row group at a time, into tensors that are made once."""
+    with pq.ParquetFile(path) as file:
+        rows = file.metadata.num_rows
+        label = torch.empty(rows)
+        numeric = torch.empty(rows, len(schema.numeric)) if schema.numeric else None
+        user = None if recipe.user is None else torch.empty(rows, dtype=torch.int64)
+        single = schema.single_valued
+        ids = torch.empty(rows, schema.num_features, dtype=torch.int32) if single else None
+        bags: list[list[tuple[Tensor, Tensor]]] = [[] for _ in schema.features]
+        start = 0
+        for batch in file.iter_batches():
+            piece = slice(start, start + batch.num_rows)
+            start = piece.stop
+            label[piece] = _tensor(batch.column(recipe.label)).float()
+            if user is not None:
+                user[piece] = _tensor(batch.column(GROUP))
+            for position, name in enumerate(schema.numeric):
+                assert numeric is not None
+                numeric[piece, position] = _tensor(batch.column(name))
+            for position, name in enumerate(schema.names):
+                if ids is not None:
+                    ids[piece, position] = _tensor(batch.column(name))
+                else:
+                    bags[position].append(_bag(batch.column(name)))
+    if ids is not None:
         return Split(label, ids, (), numeric, user)
-    return Split(label, None, [_bag(table.column(name)) for name in schema.names], numeric, user)
+    return Split(label, None, [_join(pieces) for pieces in bags], numeric, user)
 
 
-def _tensor(column: pa.ChunkedArray) -> Tensor:
-    return torch.from_numpy(column.to_numpy().copy())
+def _tensor(column: pa.Array) -> Tensor:
+    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
 
 
-def _bag(column: pa.ChunkedArray) -> Bag:
-    array = column.combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-    if not pa.types.is_list(array.type):
-        values = torch.from_numpy(array.to_numpy().copy())
-        return Bag(values, torch.arange(len(values) + 1))
-    offsets = torch.from_numpy(array.offsets.to_numpy().astype(np.int64))
-    values = torch.from_numpy(array.flatten().to_numpy().copy())
-    return Bag(values, offsets - offsets[0])
+def _bag(column: pa.Array) -> tuple[Tensor, Tensor]:
+    """Return the values int32 and lengths int64 of one feature's cells."""
+    if pa.types.is_list(column.type):
+        return _tensor(column.flatten()), _tensor(pc.list_value_length(column)).long()
+    values = _tensor(column)
+    return values, torch.ones(len(values), dtype=torch.int64)
+
+
+def _join(pieces: list[tuple[Tensor, Tensor]]) -> Bag:
+    values, lengths = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+    return Bag(values, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]))

@@ -29,7 +29,7 @@ from featemb.datasets.vocabulary import Moments, Vocabulary, cells, labels, numb
 from featemb.errors import DataError
 from featemb.schema import Feature, Schema
 
-FORMAT = 2
+FORMAT = 3
 GROUP = "__group__"  # the column of user codes; no feature may have this name
 _MISSING_GROUP = -1
 
@@ -190,10 +190,16 @@ def _describe(
         "files": digests,
         "meta": dict(meta),
     }
+    document["checksum"] = checksum(document)
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         file.write(json.dumps(document, indent=1, ensure_ascii=False))
         file.flush()
         os.fsync(file.fileno())
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` holds beside its checksum."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -16,6 +16,7 @@ from featemb.errors import DataError
 from featemb.schema import Feature, Schema
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
@@ -52,12 +53,7 @@ def synthetic(
     Raises:
         DataError: an argument is out of range.
     """
-    if len(cardinalities) == 0 or rows < 10 or min(cardinalities, default=0) < 2:
-        raise DataError(f"rows must be >= 10 and cardinalities >= 2, got {rows}, {cardinalities}")
-    if not 0 <= signal_share <= 1 or not zipf >= 0 or not 0 <= drift <= 1:
-        raise DataError(
-            f"out of range: {signal_share=} in [0, 1], {zipf=} >= 0, {drift=} in [0, 1]"
-        )
+    _check(rows, cardinalities, zipf, drift, signal_share)
     random = np.random.default_rng(seed)
     ids = np.stack([_draw(random, rows, n, zipf, drift) for n in cardinalities], axis=1)
     logit = np.full(rows, base, np.float64)
@@ -66,7 +62,28 @@ def synthetic(
         weights = random.normal(size=n) * scale * (random.random(n) < signal_share)
         logit += weights[ids[:, f]]
     chance = 1 / (1 + np.exp(-logit))
+    settings = (
+        f"rows={rows},{tuple(cardinalities)},{zipf},{drift},{signal},{signal_share},{base},{seed}"
+    )
     label = (random.random(rows) < chance).astype(np.float32)
+    return _dataset(ids, cardinalities, chance, label, settings)
+
+
+def _check(
+    rows: int, cardinalities: Sequence[int], zipf: float, drift: float, signal_share: float
+) -> None:
+    if len(cardinalities) == 0 or rows < 10 or min(cardinalities, default=0) < 2:
+        raise DataError(f"rows must be >= 10 and cardinalities >= 2, got {rows}, {cardinalities}")
+    if not 0 <= signal_share <= 1 or not zipf >= 0 or not 0 <= drift <= 1:
+        raise DataError(
+            f"out of range: {signal_share=} in [0, 1], {zipf=} >= 0, {drift=} in [0, 1]"
+        )
+
+
+def _dataset(
+    ids: Ids, cardinalities: Sequence[int], chance: Floats, label: Labels, settings: str
+) -> Dataset:
+    rows = len(ids)
     ends = [round(rows * 0.8), round(rows * 0.9)]
     splits = {
         part: Split(torch.from_numpy(label[piece]), torch.from_numpy(ids[piece]).int())
@@ -75,9 +92,6 @@ def synthetic(
     schema = Schema(
         Feature(f"f{f}", n, counts=np.bincount(ids[: ends[0], f], minlength=n))
         for f, n in enumerate(cardinalities)
-    )
-    settings = (
-        f"rows={rows},{tuple(cardinalities)},{zipf},{drift},{signal},{signal_share},{base},{seed}"
     )
     test = chance[ends[1] :]
     meta = {

@@ -109,11 +109,11 @@ def embedding(
     elif isinstance(spec, MethodConfig):
         spec = Spec(spec)
     check_size("dim", dim)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"seed must be an integer >= 0, got {seed!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be an integer, 0 <= seed < 2^63, got {seed!r}")
     if ratio is not None and budget is not None:
         raise ConfigError(f"give a ratio or a budget, not both: got {ratio=} and {budget=}")
-    if ratio is not None and not ratio > 0:
+    if ratio is not None and not (isinstance(ratio, (int, float)) and ratio > 0):
         raise ConfigError(f"ratio must be > 0, got {ratio!r}")
     if counts is not None:
         schema = schema.with_counts(counts)

@@ -84,7 +84,8 @@ def register(config: C) -> C:
     return config
 
 
-def _discover() -> None:
+def discover() -> None:
+    """Import every method and codec, once: their configurations and parts are known then."""
     global _discovered
     if _discovered:
         return
@@ -99,7 +100,7 @@ def _discover() -> None:
 
 def names(kind: str) -> list[str]:
     """Return the registered names of a kind, sorted."""
-    _discover()
+    discover()
     return sorted(name for name, config in _REGISTRY.items() if config.kind == kind)
 
 
@@ -109,7 +110,7 @@ def find(name: str) -> type[Config]:
     Raises:
         ConfigError: the name is unknown; the message holds the nearest one.
     """
-    _discover()
+    discover()
     if name not in _REGISTRY:
         raise ConfigError(f"unknown method or codec {name!r}; {nearest(name, _REGISTRY)}")
     return _REGISTRY[name]

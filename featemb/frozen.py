@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from featemb.base import EmbeddingBase
+from featemb.config import discover
 from featemb.errors import FormatError
 from featemb.memory import Memory, module_bytes
 from featemb.parts import Part
@@ -62,10 +63,15 @@ class FrozenEmbedding(EmbeddingBase):
 
         Args:
             path: target; an existing file is replaced only by a complete new one.
+
+        Raises:
+            FormatError: the target's folder does not exist.
         """
         from safetensors.torch import save_file
 
         target = Path(path)
+        if not target.parent.is_dir():
+            raise FormatError(f"there is no folder {os.fspath(target.parent)!r} to save into")
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         header = {
             "format": FORMAT,
@@ -118,6 +124,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Fr
 
 
 def _rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FrozenEmbedding:
+    discover()  # parts are defined beside the methods and codecs that make them
     schema = Schema.from_json(json.dumps(header["schema"]))
     source = Part.rebuild(header["source"], tensors, prefix="source.")
     return FrozenEmbedding(schema, header["dim"], header["widths"], source)

@@ -169,6 +169,7 @@ def _from_dict(ids: Mapping[str, Any], schema: Schema) -> Jagged:
                 f"feature {feature.name!r}: pass a tensor [B] or a pair (values, lengths), "
                 f"got {type(entry).__name__}"
             )
+        _check_entry(feature.name, *entry)
         values.append(_as_int64(entry[0], f"feature {feature.name!r}: values"))
         lengths.append(_as_int64(entry[1], f"feature {feature.name!r}: lengths"))
         if len(lengths[-1]) != len(lengths[0]):
@@ -177,6 +178,19 @@ def _from_dict(ids: Mapping[str, Any], schema: Schema) -> Jagged:
                 f"feature {schema.names[0]!r} has {len(lengths[0])}"
             )
     return Jagged(torch.cat(values), torch.cat(lengths))
+
+
+def _check_entry(name: str, values: Tensor, lengths: Tensor) -> None:
+    if values.dim() != 1 or lengths.dim() != 1:
+        raise SchemaError(
+            f"feature {name!r}: values and lengths must have one axis, "
+            f"got {list(values.shape)} and {list(lengths.shape)}"
+        )
+    if not tracing() and int(lengths.sum()) != len(values):
+        raise SchemaError(
+            f"feature {name!r}: the lengths sum to {int(lengths.sum())}, "
+            f"there are {len(values)} values"
+        )
 
 
 def _from_keyed(ids: Any, schema: Schema) -> Jagged:

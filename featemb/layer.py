@@ -98,6 +98,13 @@ class MethodConfig(Config):
     knob: ClassVar[str | None] = None
     unbounded: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Check the types, and the range of initial values that most methods have."""
+        super().__post_init__()
+        init = getattr(self, "init", 0.0)
+        if not 0 <= init < float("inf"):
+            self.require("init", "finite and at least 0", holds=False)
+
     def build(self, context: BuildContext) -> FeatureEmbedding:
         """Make the layer."""
         raise NotImplementedError
@@ -124,9 +131,12 @@ class FeatureEmbedding(EmbeddingBase):
         widths: output width of each feature.
         codec: format of the frozen rows.
         request: what `featemb.embedding` was asked for, from which `companion` is made.
+        sizes_follow_values: whether the frozen size depends on the values of tensors (pruning), not
+            only on their shapes; `memory` then freezes the real layer.
     """
 
     request: Request
+    sizes_follow_values: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -146,7 +156,8 @@ class FeatureEmbedding(EmbeddingBase):
 
     def penalty(self) -> Tensor:
         """A scalar to add to the loss."""
-        return torch.zeros((), device=next(self.parameters()).device)
+        first = next(self.parameters(), None)
+        return torch.zeros((), device=None if first is None else first.device)
 
     def after_backward(self) -> None:
         """Called between ``backward`` and the optimizers' steps; gradients are there."""
@@ -186,13 +197,14 @@ class FeatureEmbedding(EmbeddingBase):
 
     def memory(self, optimizer: Optimizers = None) -> Memory:
         """Bytes by part, read from the tensors; with an optimizer, its state of this layer too."""
-        frozen = _meta_copy(self).freeze()
+        frozen = (self if self.sizes_follow_values else _meta_copy(self)).freeze()
         return Memory(module_bytes(frozen), training_bytes(self, optimizer))
 
     def companion(self, dim: int = 1) -> FeatureEmbedding:
         """Return a layer of another width from the same request: first-order terms.
 
-        It has the same method, codec and compression ratio, and a seed of its own.
+        It has the same method and codec, the same compression ratio or hand-set size, and a
+        seed of its own.
         """
         return self.request.companion(dim)
 
@@ -205,7 +217,7 @@ def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in layer.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    request = layer.request
+    request = getattr(layer, "request", None)
     memo[id(request)] = request
     return copy.deepcopy(layer, memo)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,6 +78,14 @@ def test_corrupt_cache_is_made_anew(path: Path, name: str, damage: str) -> None:
     assert (again.splits["train"].ids == data.splits["train"].ids).all()
 
 
+def test_changed_facts_are_noticed(path: Path) -> None:
+    data, folder = encode(path)
+    meta = folder / "meta.json"
+    meta.write_text(meta.read_text().replace('"cardinality": 18', '"cardinality": 19'))
+    again, _ = encode(path)
+    assert again.schema == data.schema
+
+
 def test_reading_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no encoded data"):
         read("x", tmp_path)
@@ -98,9 +107,7 @@ def test_processes_that_encode_the_same_data(path: Path) -> None:
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
         "print(load(sys.argv[1], label='click').fingerprint)\n"
     )
-    import time
-
-    start = str(time.time() + 6)
+    start = str(time.time() + 4)
     cache = path.parent / "cache"
     env = {**os.environ, "FEATEMB_CACHE": str(cache)}
     command = [sys.executable, "-c", code, str(path), start]

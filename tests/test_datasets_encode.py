@@ -234,8 +234,8 @@ def test_split_by_column(tmp_path: Path) -> None:
     parts = parts_of(tmp_path / "t.parquet", rule="column", column="part", values=values, seed=1)
     assert np.bincount(parts).tolist() == [90, 10, 20]
     assert (parts[100:] == 2).all()
+    values = {"train": "a", "test": "c"}
     with pytest.raises(DataError, match="'b' is none of"):
-        values = {"train": "a", "test": "c"}
         parts_of(tmp_path / "t.parquet", rule="column", column="part", values=values)
 
 

@@ -227,7 +227,7 @@ def test_frappe_csv_gets_negatives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["criteo", "avazu", "kdd12", "ml1m", "movielens20m", "frappe"])
 def test_absent_files_are_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found none of .* give the folder as root"):
+    with pytest.raises(DataError, match=r"found none of .* give the folder as root"):
         load(name, root=tmp_path)
 
 

@@ -129,7 +129,7 @@ def _half_below(x: Tensor) -> Tensor:
 @register
 @dataclass(frozen=True, kw_only=True)
 class Int8(_Integers):
-    """8-bit codes: a row of C numbers takes C + 4 bytes."""
+    """8-bit codes: a row of C numbers takes C + 4 bytes (C bytes where C <= 4)."""
 
     name: ClassVar[str] = "int8"
     bits: ClassVar[int] = 8
@@ -138,7 +138,7 @@ class Int8(_Integers):
 @register
 @dataclass(frozen=True, kw_only=True)
 class Int4(_Integers):
-    """4-bit codes: a row of C numbers takes C / 2 + 4 bytes."""
+    """4-bit codes: a row of C numbers takes C / 2 + 4 bytes (C / 2 where C <= 8)."""
 
     name: ClassVar[str] = "int4"
     bits: ClassVar[int] = 4
@@ -147,7 +147,7 @@ class Int4(_Integers):
 @register
 @dataclass(frozen=True, kw_only=True)
 class Int2(_Integers):
-    """2-bit codes: a row of C numbers takes C / 4 + 4 bytes."""
+    """2-bit codes: a row of C numbers takes C / 4 + 4 bytes (C / 4 where C <= 16)."""
 
     name: ClassVar[str] = "int2"
     bits: ClassVar[int] = 2

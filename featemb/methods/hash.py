@@ -30,7 +30,7 @@ class Hash(MethodConfig):
 
     An id never seen in training gets the row that its hash shares with trained ids.
 
-    Bytes: ``4 D rows``.
+    Bytes: ``4 D rows + 8``, 8 for the seed.
 
     Attributes:
         rows: rows of all features together; None takes a tenth of the full table's.

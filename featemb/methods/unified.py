@@ -26,7 +26,7 @@ class Unified(MethodConfig):
     Any non-negative int64 is a valid id of an unbounded feature: no vocabulary is needed. An id
     never seen in training gets the rows that its hashes share with trained ids.
 
-    Bytes: ``4 C (R + L P)``, P ids in collisionless features.
+    Bytes: ``4 C (R + L P) + 8``, P ids in collisionless features, 8 for the seed.
 
     Attributes:
         rows: R, rows of the shared block; None takes the shared block to a tenth of the full

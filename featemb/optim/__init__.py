@@ -1,9 +1,9 @@
 """Optimizers whose step costs O(rows touched), and their dense equivalents.
 
 `RowAdam`, `RowAdagrad` and `RowSGD` are *lazy*: a row that no sample of the batch reads keeps its
-weights and its state. This differs from the dense optimizers in three ways: Adam's moments of an
-untouched row do not decay and do not move it; weight decay reaches a row only when it is read; the
-bias correction counts the table's steps, not the row's. `DenseAdam` is the dense equivalent (Adam
+weights and its state. This differs from the dense optimizers in two ways: Adam's moments of an
+untouched row do not decay and do not move it, while the bias correction goes on counting the
+table's steps; and weight decay reaches a row only when it is read. `DenseAdam` is the dense equivalent (Adam
 with coupled or decoupled L2 over the whole table, every step): some methods' published behaviour
 depends on it, and its step costs O(table).
 

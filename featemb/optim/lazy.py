@@ -152,7 +152,8 @@ class RowAdam(_RowOptimizer):
 class RowAdagrad(_RowOptimizer):
     """Adagrad (Duchi et al., 2011) that touches only the rows of the batch.
 
-    Without weight decay this equals dense Adagrad exactly: a zero gradient changes nothing there.
+    Without weight decay this is dense Adagrad, up to rounding: a zero gradient changes nothing
+    there.
 
     Args:
         params: parameters or parameter groups; row tables among them get row gradients.
