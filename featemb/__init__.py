@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 # The functions `methods` and `codecs` below take the names of these packages: a package imported
 # later, at discovery, would take its name back.
-import featemb.codecs  # noqa: F401
+import featemb.codecs
 import featemb.methods  # noqa: F401
 from featemb import check, optim
 from featemb.build import embedding

@@ -101,9 +101,7 @@ def test_threshold_cut_off_from_the_data_loss() -> None:
     def build(self: MethodConfig, context: BuildContext) -> FeatureEmbedding:
         plain = _plain(context, self)
         source = plain.source
-        layer = Cut(
-            context, self, address=source.address, rows=source.rows, combine=source.combine
-        )
+        layer = Cut(context, self, address=source.address, rows=source.rows, combine=source.combine)
         layer.threshold = nn.Parameter(torch.zeros(1))
         return layer
 

@@ -90,8 +90,8 @@ def _facts(records: Mapping[str, Mapping[str, Any]]) -> str:
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     return (
         f"<ul>{items}</ul><p>Bytes are those of all embedding tables of a model as they are "
-        "served, first-order weights included. Ratio: bytes of the plain fp32 tables / serving bytes. "
-        "MB = 10<sup>6</sup> bytes. Metrics are of the frozen network on the test rows.</p>"
+        "served, first-order weights included. Ratio: bytes of the plain fp32 tables / serving "
+        "bytes. MB = 10<sup>6</sup> bytes. Metrics are of the frozen network on the test rows.</p>"
     )
 
 

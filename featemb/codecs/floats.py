@@ -84,5 +84,5 @@ class Bf16(Codec):
         return FloatRows(weight=table.detach().bfloat16())
 
     def error_bound(self, table: Tensor) -> Tensor:
-        """``|x| 2^-8``."""
-        return table.abs() * 2**-8
+        """``|x| 2^-8 + 2^-133``, the second term for subnormal numbers."""
+        return table.abs() * 2**-8 + 2**-133

@@ -3,9 +3,9 @@
 `RowAdam`, `RowAdagrad` and `RowSGD` are *lazy*: a row that no sample of the batch reads keeps its
 weights and its state. This differs from the dense optimizers in two ways: Adam's moments of an
 untouched row do not decay and do not move it, while the bias correction goes on counting the
-table's steps; and weight decay reaches a row only when it is read. `DenseAdam` is the dense equivalent (Adam
-with coupled or decoupled L2 over the whole table, every step): some methods' published behaviour
-depends on it, and its step costs O(table).
+table's steps; and weight decay reaches a row only when it is read. `DenseAdam` is the dense
+equivalent (Adam with coupled or decoupled L2 over the whole table, every step): some methods'
+published behaviour depends on it, and its step costs O(table).
 
 Parameters that are not row tables get the ordinary dense update in all of them, so that
 ``RowAdam(model.parameters())`` serves a whole model.

@@ -1,0 +1,168 @@
+"""Frozen layers and their files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import featemb as fe
+from featemb import frozen as frozen_module
+from featemb.codecs.base import codec_by_name
+from featemb.codecs.integers import pack, unpack
+
+SCHEMA = fe.Schema([fe.Feature("a", 300), fe.Feature("b", 40)])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.safetensors"
+    fe.embedding(SCHEMA, "unified(lookups=2)", ratio=4).freeze("int8").save(path)
+    return path
+
+
+def test_a_fresh_process_loads_every_codec(tmp_path: Path) -> None:
+    layer = fe.embedding(SCHEMA, "hash", ratio=3)
+    ids = torch.tensor([[7, 8], [299, 0]])
+    wanted = {}
+    for codec in fe.codecs():
+        layer.freeze(codec).save(tmp_path / f"{codec}.st")
+        wanted[codec] = float(fe.load(tmp_path / f"{codec}.st")(ids).double().sum())
+    code = (
+        "import sys, json, torch, featemb as fe; from pathlib import Path\n"
+        "ids = torch.tensor([[7, 8], [299, 0]])\n"
+        "print(json.dumps({p.stem: float(fe.load(p)(ids).double().sum())"
+        " for p in Path(sys.argv[1]).glob('*.st')}))"
+    )
+    for first in ("int8", "fp32"):  # whichever file is first in its process
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / f"{first}.st").write_bytes((tmp_path / f"{first}.st").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(tmp_path / "one")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {name: wanted[name] for name in ("int8", "fp32")}
+
+
+def test_flipped_bytes_are_refused(saved: Path, tmp_path: Path) -> None:
+    raw = saved.read_bytes()
+    answer = fe.load(saved)(torch.tensor([[1, 2]]))
+    random = np.random.default_rng(0)
+    broken = tmp_path / "broken.safetensors"
+    for position in random.integers(0, len(raw), 120):
+        changed = bytearray(raw)
+        changed[position] ^= 1 << random.integers(0, 8)
+        broken.write_bytes(bytes(changed))
+        try:
+            again = fe.load(broken)
+        except fe.FeatembError:
+            continue
+        # padding and the spelling of JSON carry no information
+        assert torch.equal(again(torch.tensor([[1, 2]])), answer)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 100, 0.5, 0.99])
+def test_truncated_files_are_refused(saved: Path, keep: float) -> None:
+    raw = saved.read_bytes()
+    saved.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
+    with pytest.raises(fe.FormatError):
+        fe.load(saved)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(fe.FormatError, match="nothing"):
+        fe.load(tmp_path / "nothing")
+    with pytest.raises(fe.FormatError, match="no folder"):
+        fe.embedding(SCHEMA, "full").freeze().save(tmp_path / "none" / "x")
+
+
+def test_newer_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "layer"
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_module, "FORMAT", 2)
+        fe.embedding(SCHEMA, "full").freeze().save(path)
+    with pytest.raises(fe.FormatError, match="format 2"):
+        fe.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = saved.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fe.embedding(SCHEMA, "full").freeze().save(saved)
+    assert saved.read_bytes() == old
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.sampled_from([8, 4, 2]))
+def test_packing_reads_back(rows: int, width: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(rows * 100 + width)
+    codes = torch.randint(0, 1 << bits, (rows, width), generator=generator)
+    packed = pack(codes, bits)
+    assert packed.shape == (rows, -(-width * bits // 8))
+    assert torch.equal(unpack(packed, bits, width).long(), codes)
+
+
+TABLES = {
+    "random": torch.randn(50, 16, generator=torch.Generator().manual_seed(0)),
+    "constant rows": torch.arange(6.0)[:, None].expand(6, 16) * 0.37,
+    "one outlier": torch.eye(16) * 6e4,
+    "denormals": torch.full((4, 16), 1e-41) * torch.arange(16),
+    "zeros": torch.zeros(3, 16),
+    "negative": -torch.rand(20, 16, generator=torch.Generator().manual_seed(1)) - 5,
+    "odd width": torch.randn(9, 7, generator=torch.Generator().manual_seed(2)),
+    "width one": torch.randn(40, 1, generator=torch.Generator().manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "int8", "int4", "int2"])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_errors_stay_within_the_stated_bound(name: str, table: torch.Tensor) -> None:
+    codec = codec_by_name(name)
+    rows = codec.encode(table)(torch.arange(len(table)))
+    bound = codec.error_bound(table)
+    assert ((rows - table).abs() <= bound).all()
+    if name == "int8":
+        spread = table.amax(1) - table.amin(1) if table.shape[1] > 4 else table.max() - table.min()
+        assert (bound.view(-1) <= spread * 0.51 / 255 + table.abs().max() * 2e-3 + 1e-7).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int4"])
+def test_rows_that_are_not_finite_are_named(name: str, value: float) -> None:
+    table = torch.zeros(8, 16)
+    table[5, 3] = value
+    with pytest.raises(fe.DataError, match="row 5"):
+        codec_by_name(name).encode(table)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_rows_out_of_range_are_named(name: str) -> None:
+    table = torch.zeros(8, 16)
+    table[2, 3] = 1e9
+    with pytest.raises(fe.DataError, match="row 2"):
+        codec_by_name(name).encode(table)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 300), st.integers(1, 24))
+def test_bytes_of_codecs_are_their_formula(rows: int, width: int) -> None:
+    table = torch.ones(rows, width)
+    for name, bits in (("int8", 8), ("int4", 4), ("int2", 2)):
+        codes = -(-width * bits // 8)
+        scales = 4 * rows if codes > 4 else 4
+        part = codec_by_name(name).encode(table)
+        assert sum(b.numel() * b.element_size() for b in part.buffers()) == rows * codes + scales

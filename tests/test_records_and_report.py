@@ -1,0 +1,200 @@
+"""Run folders and the report made of them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featemb.benchmarks import metrics, records
+from featemb.benchmarks.report import aggregate, write_report
+from featemb.errors import RunError
+
+ROWS = 800
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    base = {"data": "toy", "model": "dcnv2", "method": "full", "dim": 8, "seed": 0}
+    return base | {"ratio": None, "budget": None} | changes
+
+
+def make(folder: Path, noise: float = 0.0, serving: int = 1000, **changes: Any) -> str:
+    """Write a finished run whose scores are worse the more noise they have."""
+    settings = config(**changes)
+    random = np.random.default_rng(0)
+    label = (random.random(ROWS) < 0.3).astype(np.int8)
+    clean = random.normal(size=ROWS) + 1.5 * label
+    # what a run adds is its own: by its seed, and by its method
+    own = np.random.default_rng([settings["seed"], len(settings["method"])])
+    score = 1 / (1 + np.exp(-(clean + (0.05 + noise) * own.normal(size=ROWS))))
+    record = {
+        "format": records.FORMAT,
+        "run_id": records.run_id(settings),
+        "status": "ok",
+        "error": None,
+        "config": settings,
+        "versions": {"featemb": "0", "torch": "0"},
+        "git": {"revision": None, "dirty": None},
+        "device": {"type": "cpu", "name": "test"},
+        "created": "2026-01-01T00:00:00+00:00",
+        "data": {
+            "name": "toy",
+            "fingerprint": "f",
+            "rows": {"train": 1, "valid": 1, "test": ROWS},
+            "features": 3,
+            "values": 10,
+        },
+        "bytes": {
+            "full": 1000,
+            "serving": serving,
+            "training": 3 * serving,
+            "parts": {"rows": serving},
+            "training_parts": {"rows": 3 * serving},
+            "ratio": 1000 / serving,
+            "net": 5,
+            "peak_device": None,
+            "peak_rss": 1,
+        },
+        "timings": {"total": 1.0, "step_ms": 2.0, "rows_per_second": 100.0},
+        "training": {"epochs_run": 2},
+        "metrics": {"test": metrics.summarise(label, score)},
+    }
+    predictions = {"row": np.arange(ROWS), "label": label, "score": score.astype(np.float32)}
+    records.write(folder, record, [{"stage": "train", "epoch": 1, "step": 1}], predictions)
+    return str(record["run_id"])
+
+
+def fail(folder: Path, message: str, **changes: Any) -> None:
+    settings = config(**changes)
+    error = {"type": "BudgetError", "message": message, "traceback": ""}
+    record = {
+        "format": records.FORMAT,
+        "run_id": records.run_id(settings),
+        "status": "failed",
+        "error": error,
+        "config": settings,
+        "versions": {},
+        "device": {},
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    records.write(folder, record, [], None)
+
+
+def test_run_ids_depend_on_everything_and_are_safe_names() -> None:
+    one = records.run_id(config(method="unified(lookups=2, per_feature={a/b: 3})"))
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", one)
+    assert one == records.run_id(
+        dict(reversed(config(method="unified(lookups=2, per_feature={a/b: 3})").items()))
+    )
+    ids = {records.run_id(config(**c)) for c in ({}, {"seed": 1}, {"dim": 9}, {"ratio": 2.0})}
+    assert len(ids) == 4
+
+
+def test_a_run_reads_back_and_a_finished_one_is_kept(tmp_path: Path) -> None:
+    name = make(tmp_path)
+    first = (tmp_path / name / "run.json").read_text()
+    assert records.status(tmp_path, name) == "ok"
+    assert make(tmp_path, noise=3.0) == name
+    assert (tmp_path / name / "run.json").read_text() == first
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_failed_run_can_be_replaced(tmp_path: Path) -> None:
+    fail(tmp_path, "too small")
+    name = records.run_id(config())
+    assert records.status(tmp_path, name) == "failed"
+    make(tmp_path)
+    assert records.status(tmp_path, name) == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "status": "ok"}'])
+def test_broken_records_are_told_and_do_not_stop_the_others(tmp_path: Path, text: str) -> None:
+    good = make(tmp_path)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text(text)
+    with pytest.raises(RunError, match="bad"):
+        records.read(tmp_path / "bad")
+    runs = records.read_all(tmp_path)
+    assert list(runs.records) == [good]
+    assert list(runs.unreadable) == ["bad"]
+    assert "bad" in (write_report(tmp_path, tmp_path / "out")[0]).read_text()
+
+
+def _hold(folder: str, ready: Any, done: Any) -> None:
+    with records.lock(folder, "run") as held:
+        assert held
+        (Path(folder) / ".tmp-run-half").mkdir()
+        ready.set()
+        done.wait(60)
+
+
+def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path), ready, done))
+    other.start()
+    assert ready.wait(60)
+    with records.lock(tmp_path, "run") as held:
+        assert not held
+    with records.lock(tmp_path, "another") as held:
+        assert held
+    other.kill()
+    other.join()
+    with records.lock(tmp_path, "run") as held:
+        assert held
+        assert not list(tmp_path.glob(".tmp-*")), "what a killed process left is removed"
+
+
+def test_rows_bring_seeds_together_and_compare_with_full(tmp_path: Path) -> None:
+    for seed in range(3):
+        make(tmp_path, seed=seed)
+        make(tmp_path, noise=2.5, serving=100, method="hash", ratio=10.0, seed=seed)
+        make(tmp_path, noise=0.0, serving=500, method="unified", ratio=2.0, seed=seed)
+    rows = {
+        row.method: row for row in aggregate(tmp_path, records.read_all(tmp_path).records.values())
+    }
+    assert rows["full"].is_full
+    assert rows["full"].verdict == "reference"
+    assert rows["hash"].seeds == 3
+    assert rows["hash"].asked == "10x"
+    assert rows["hash"].verdict == "worse"
+    assert rows["unified"].verdict == "no difference shown"
+    hash_row = rows["hash"]
+    assert hash_row.difference is not None
+    assert hash_row.p is not None
+    assert hash_row.difference.value == pytest.approx(hash_row.auc.value - rows["full"].auc.value)
+    assert hash_row.p >= hash_row.difference.p
+
+
+def test_the_page_is_one_offline_file(tmp_path: Path) -> None:
+    make(tmp_path)
+    make(tmp_path, serving=10, noise=1.0, method="hash", ratio=100.0)
+    fail(tmp_path, "<script>alert(1)</script> needs 7 bytes", method="hash", ratio=1e6)
+    html, png = write_report(tmp_path, tmp_path / "out", title="A <b>title</b>")
+    text = html.read_text()
+    assert png.name == "toy-dcnv2.png"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)
+    assert "<script>alert(1)" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "A &lt;b&gt;title" in text
+    figures = re.search(r'<script id="figures" type="application/json">(.*?)</script>', text, re.S)
+    assert figures is not None
+    plot = json.loads(figures.group(1).replace("<\\/", "</"))["plot0"]
+    assert {trace["name"] for trace in plot["data"]} == {"full table", "hash"}
+
+
+def test_a_report_needs_no_full_table(tmp_path: Path) -> None:
+    make(tmp_path, method="hash", ratio=10.0, serving=100)
+    assert len(write_report(tmp_path)) == 2
+    with pytest.raises(RunError, match="no folder"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no run"):
+        write_report(tmp_path / "empty")
