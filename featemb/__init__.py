@@ -5,10 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# The functions `methods` and `codecs` below take the names of these packages: a package imported
-# later, at discovery, would take its name back.
-import featemb.codecs
-import featemb.methods  # noqa: F401
 from featemb import check, optim
 from featemb.build import embedding
 from featemb.config import names as _names

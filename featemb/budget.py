@@ -35,7 +35,7 @@ def parse_bytes(size: int | str) -> int:
         ConfigError: the text is not a size.
     """
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*([\d_]*\.?\d+)\s*([kKMGT]?)(i?)B?\s*", size)
+        match = re.fullmatch(r"\s*((?:\d+_)*\d*\.?\d+)\s*([kKMGT]?)(i?)B?\s*", size)
         if match is None:
             raise ConfigError(f"cannot read the budget {size!r}; write bytes or such as '2MB'")
         number, unit, binary = match.groups()

@@ -108,6 +108,8 @@ def embedding(
         spec = parse(spec)
     elif isinstance(spec, MethodConfig):
         spec = Spec(spec)
+    if not isinstance(spec, Spec):
+        raise ConfigError(f"spec must be a text, a Spec or a MethodConfig, got {spec!r}")
     check_size("dim", dim)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed must be an integer, 0 <= seed < 2^63, got {seed!r}")

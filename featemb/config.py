@@ -70,6 +70,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+# Imported now, while they are empty packages: an import at discovery would set the attributes
+# featemb.methods and featemb.codecs, which are the public functions of these names by then.
+PACKAGES = [importlib.import_module(name) for name in ("featemb.methods", "featemb.codecs")]
+
 _REGISTRY: dict[str, type[Config]] = {}
 _discovered = False
 
@@ -79,7 +83,8 @@ C = TypeVar("C", bound=type[Config])
 def register(config: C) -> C:
     """Class decorator: enter a configuration into the registry under its ``name``."""
     known = _REGISTRY.setdefault(config.name, config)
-    if known is not config and known.__qualname__ != config.__qualname__:
+    same = (known.__module__, known.__qualname__) == (config.__module__, config.__qualname__)
+    if not same:
         raise ConfigError(f"the name {config.name!r} is registered twice: {known} and {config}")
     return config
 
@@ -90,10 +95,9 @@ def discover() -> None:
     if _discovered:
         return
     _discovered = True
-    for package in ("featemb.methods", "featemb.codecs"):
-        module = importlib.import_module(package)
-        for found in pkgutil.iter_modules(module.__path__):
-            importlib.import_module(f"{package}.{found.name}")
+    for package in PACKAGES:
+        for found in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{found.name}")
     for point in entry_points(group="featemb.methods"):
         point.load()
 

@@ -49,6 +49,6 @@ class BudgetError(FeatembError, ValueError):
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return a hint such as ``did you mean 'hash'? Allowed: full, hash`` for an error message."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Allowed: {', '.join(names) if names else 'nothing'}"

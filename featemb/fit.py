@@ -6,6 +6,7 @@ Users may write their own: the contract checks train by one of ten lines.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -211,9 +212,11 @@ class _Loop:
         """Record an evaluation; return the best weights and evaluations without progress."""
         train_loss = float(torch.stack(losses).mean())
         losses.clear()
-        if not train_loss == train_loss or train_loss in (float("inf"), float("-inf")):
+        if not math.isfinite(train_loss):
             raise RunError(f"the loss is {train_loss} in stage {stage.name!r}, epoch {epoch + 1}")
         score = None if self.evaluate is None else self.score()
+        if score is not None and math.isnan(score):
+            raise RunError(f"the score is nan in stage {stage.name!r}, epoch {epoch + 1}")
         record = {
             "stage": stage.name,
             "epoch": epoch + 1,

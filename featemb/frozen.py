@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,17 +80,19 @@ class FrozenEmbedding(EmbeddingBase):
             "widths": self.widths,
             "source": self.source.describe(),
         }
-        text = json.dumps(header, separators=(",", ":"))
-        metadata = {_KEY: _deflate(text), "checksum": _checksum(text, tensors)}
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
+        text = _deflate(json.dumps(header, separators=(",", ":")))
+        metadata = {_KEY: text, "checksum": _checksum(text, tensors)}
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors makes files that only their owner reads
             save_file(tensors, temporary, metadata)
+            temporary.chmod(mode)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -112,10 +114,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Fr
         raise FormatError(
             f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
         ) from error
-    text = _inflate(metadata.get(_KEY, ""), path)
+    text = metadata.get(_KEY, "")
+    inflated = _inflate(text, path)
     if metadata.get("checksum") != _checksum(text, tensors):
         raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
-    header = json.loads(text)
+    header = json.loads(inflated)
     if header.get("format") != FORMAT:
         raise FormatError(
             f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {FORMAT}"

@@ -180,7 +180,12 @@ def _from_dict(ids: Mapping[str, Any], schema: Schema) -> Jagged:
     return Jagged(torch.cat(values), torch.cat(lengths))
 
 
-def _check_entry(name: str, values: Tensor, lengths: Tensor) -> None:
+def _check_entry(name: str, values: Any, lengths: Any) -> None:
+    if not (isinstance(values, Tensor) and isinstance(lengths, Tensor)):
+        raise SchemaError(
+            f"feature {name!r}: values and lengths must be tensors, "
+            f"got {type(values).__name__} and {type(lengths).__name__}"
+        )
     if values.dim() != 1 or lengths.dim() != 1:
         raise SchemaError(
             f"feature {name!r}: values and lengths must have one axis, "
@@ -196,6 +201,8 @@ def _check_entry(name: str, values: Tensor, lengths: Tensor) -> None:
 def _from_keyed(ids: Any, schema: Schema) -> Jagged:
     if getattr(ids, "weights_or_none", lambda: None)() is not None:
         raise SchemaError("a weighted KeyedJaggedTensor is not supported: drop its weights")
+    if getattr(ids, "variable_stride_per_key", bool)():
+        raise SchemaError("a KeyedJaggedTensor with another batch size a key is not supported")
     keys = list(ids.keys())
     _check_keys(keys, schema)
     if keys == list(schema.names):
@@ -210,6 +217,8 @@ def _check_keys(keys: list[str], schema: Schema) -> None:
     for key in keys:
         if key not in schema.names:
             raise SchemaError(f"unknown feature {key!r}; {nearest(key, schema.names)}")
+        if keys.count(key) > 1:
+            raise SchemaError(f"feature {key!r} appears twice in the ids; got {keys}")
     missing = [name for name in schema.names if name not in keys]
     if missing:
         raise SchemaError(f"features {missing} are missing from the ids; got {keys}")

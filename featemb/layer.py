@@ -7,8 +7,9 @@ feature width, W the sum of the features' widths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -20,6 +21,7 @@ from featemb.codecs.floats import Fp32
 from featemb.config import Config
 from featemb.errors import ConfigError, FeatembError
 from featemb.frozen import FrozenEmbedding
+from featemb.hashing import mix64_int
 from featemb.memory import Memory, module_bytes, training_bytes
 from featemb.parts import Lookup
 from featemb.rows import RowTable
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from featemb.build import Request
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
+
+
+_MOST_NUMBERS = 2**59
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,14 @@ class BuildContext:
         dim: output width asked for.
         seed: the one source of randomness.
         device: where the tables are made; "meta" for plans.
+        tables: counts the tables made, so that each draws its own initial values.
     """
 
     schema: Schema
     dim: int
     seed: int
     device: torch.device
+    tables: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     def seed_tensor(self) -> Tensor:
         """The seed as an int64 scalar, for address parts."""
@@ -74,10 +81,15 @@ class BuildContext:
 
         Values are drawn on the CPU, so that every device starts from the same ones.
         """
+        if num_rows * width >= _MOST_NUMBERS:
+            raise ConfigError(f"a table of {num_rows} rows of {width} numbers is beyond 2^61 bytes")
         if self.device.type == "meta":
             with self.device:
                 return RowTable(num_rows, width, init, generator=None)
-        generator = torch.Generator().manual_seed(self.seed)
+        # two tables of one layer must not start from the same numbers
+        number = next(self.tables)
+        seed = self.seed if number == 0 else mix64_int(self.seed + number) >> 1
+        generator = torch.Generator().manual_seed(seed)
         return RowTable(num_rows, width, init, generator).to(self.device)
 
 

@@ -14,6 +14,16 @@ from featemb.spec import write
 if TYPE_CHECKING:
     import pandas as pd
 
+_COLUMNS = (
+    "method",
+    "spec",
+    "fits",
+    "serving_bytes",
+    "training_bytes",
+    "ratio",
+    "floor_bytes",
+)
+
 
 def plan(
     schema: Schema,
@@ -42,7 +52,7 @@ def plan(
     import pandas as pd
 
     rows = [_row(spec, schema, dim, ratio, budget) for spec in specs or names("method")]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _row(
@@ -62,6 +72,6 @@ def _row(
         "fits": True,
         "serving_bytes": memory.serving,
         "training_bytes": memory.training,
-        "ratio": schema.full_bytes(dim) / memory.serving,
+        "ratio": schema.full_bytes(dim) / memory.serving if schema.bounded else None,
         "floor_bytes": None,
     }

@@ -45,6 +45,10 @@ class Feature:
             raise SchemaError(f"a feature's name must be a non-empty string, got {self.name!r}")
         self._check_positive("cardinality")
         self._check_positive("max_length")
+        if not isinstance(self.multi, bool):
+            raise SchemaError(
+                f"feature {self.name!r}: multi must be true or false, got {self.multi!r}"
+            )
         if self.pooling not in get_args(Pooling):
             hint = nearest(str(self.pooling), get_args(Pooling))
             raise SchemaError(f"feature {self.name!r}: unknown pooling {self.pooling!r}; {hint}")
@@ -63,7 +67,10 @@ class Feature:
         object.__setattr__(self, attribute, int(value))
 
     def _checked_counts(self, counts: Any) -> Counts:
-        array = np.asarray(counts)
+        try:
+            array = np.asarray(counts)
+        except ValueError as error:
+            raise SchemaError(f"feature {self.name!r}: counts are no array: {error}") from error
         if array.shape != (self.cardinality,):
             raise SchemaError(
                 f"feature {self.name!r}: counts must have shape ({self.cardinality},), "
@@ -94,6 +101,9 @@ class Schema:
     def __init__(self, features: Iterable[Feature], numeric: Iterable[str] = ()) -> None:
         object.__setattr__(self, "features", tuple(features))
         object.__setattr__(self, "numeric", tuple(numeric))
+        for name in self.numeric:
+            if not isinstance(name, str) or not name:
+                raise SchemaError(f"a numeric column's name must be a string, got {name!r}")
         for feature in self.features:
             if not isinstance(feature, Feature):
                 raise SchemaError(f"a schema holds Feature objects, got {feature!r}")
@@ -194,6 +204,8 @@ class Schema:
         if not isinstance(document, dict) or not isinstance(document.get("features"), list):
             raise SchemaError('a schema is a JSON object with a list "features"')
         _refuse_unknown(document, ("features", "numeric"), "schema")
+        if not isinstance(document.get("numeric", []), list):
+            raise SchemaError(f'"numeric" is a list of names, got {document["numeric"]!r}')
         features = []
         for entry in document["features"]:
             if not isinstance(entry, dict) or "name" not in entry:

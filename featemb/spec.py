@@ -13,7 +13,9 @@ The settings are the fields of the configurations; nothing is listed here a seco
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
@@ -24,7 +26,7 @@ from featemb.layer import MethodConfig
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))"
-    r"|(?P<word>[A-Za-z_][\w.\-]*)|(?P<quoted>\"[^\"]*\")|(?P<mark>[()+=,{}:]))"
+    r"|(?P<word>[A-Za-z_][\w.\-]*)|(?P<quoted>\"(?:[^\"\\]|\\.)*\")|(?P<mark>[()+=,{}:]))"
 )
 _CONSTANTS = {"true": True, "false": False, "none": None}
 
@@ -89,7 +91,7 @@ def _write_value(value: Any) -> str:
         )
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_][\w.\-]*", value) and value not in _CONSTANTS
-        return value if plain else f'"{value}"'
+        return value if plain else json.dumps(value, ensure_ascii=False)
     return repr(value)
 
 
@@ -162,16 +164,22 @@ class _Parser:
         kind, value = self._take(("number", "word", "quoted"), "a value")
         if kind == "number":
             whole = re.fullmatch(r"[-+]?[\d_]+", value)
-            return int(value) if whole else float(value)
-        return value[1:-1] if kind == "quoted" else _CONSTANTS.get(value, value)
+            return self._read(int if whole else float, value)
+        return self._read(json.loads, value) if kind == "quoted" else _CONSTANTS.get(value, value)
+
+    def _read(self, read: Callable[[str], Any], value: str) -> Any:
+        try:
+            return read(value)
+        except ValueError as error:  # such as 1__0, or an escape that JSON does not know
+            raise ConfigError(f"cannot read {value} in {self.text!r}: {error}") from error
 
     def _mapping(self) -> dict[str, Any]:
         self._mark("{")
         entries: dict[str, Any] = {}
         while self._peek() != "}":
-            _, key = self._take(("word", "quoted", "number"), "a key or '}'")
+            kind, key = self._take(("word", "quoted", "number"), "a key or '}'")
             self._mark(":")
-            entries[key.strip('"')] = self._value()
+            entries[self._read(json.loads, key) if kind == "quoted" else key] = self._value()
             if self._peek() != "}":
                 self._mark(",")
         self._mark("}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,29 +127,33 @@ def test_broken_records_are_told_and_do_not_stop_the_others(tmp_path: Path, text
     assert "bad" in (write_report(tmp_path, tmp_path / "out")[0]).read_text()
 
 
-def _hold(folder: str, ready: Any, done: Any) -> None:
-    with records.lock(folder, "run") as held:
-        assert held
-        (Path(folder) / ".tmp-run-half").mkdir()
-        ready.set()
-        done.wait(60)
+HOLDER = """
+import sys, time
+from pathlib import Path
+from featemb.benchmarks import records
+
+with records.lock(sys.argv[1], "run") as held:
+    (Path(sys.argv[1]) / ".tmp-run-half").mkdir()
+    print(held, flush=True)
+    time.sleep(120)
+"""
 
 
 def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path), ready, done))
-    other.start()
-    assert ready.wait(60)
-    with records.lock(tmp_path, "run") as held:
-        assert not held
-    with records.lock(tmp_path, "another") as held:
-        assert held
-    other.kill()
-    other.join()
-    with records.lock(tmp_path, "run") as held:
-        assert held
-        assert not list(tmp_path.glob(".tmp-*")), "what a killed process left is removed"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == "True"
+        with records.lock(tmp_path, "run") as held:
+            assert not held
+        with records.lock(tmp_path, "another") as held:
+            assert held
+        other.kill()
+        other.wait()
+        with records.lock(tmp_path, "run") as held:
+            assert held
+            assert not list(tmp_path.glob(".tmp-*")), "what a killed process left is removed"
 
 
 def test_rows_bring_seeds_together_and_compare_with_full(tmp_path: Path) -> None:

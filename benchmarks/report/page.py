@@ -116,7 +116,7 @@ def _table_row(row: Row) -> str:
         (f"{reach:.4f}", reach),
         (f"{change.value:+.4f}", change.value) if change else ("", 0.0),
         (f"[{change.low:+.4f}, {change.high:+.4f}]", change.low) if change else ("", 0.0),
-        (f"{row.p:.2g}", row.p) if row.p is not None else ("", 1.0),
+        (_p_value(row.p), row.p) if row.p is not None else ("", 1.0),
         (f'<span class="{row.verdict.split()[0]}">{row.verdict}</span>', row.verdict),
         (f"{row.logloss:.4f}", row.logloss),
         (f"{row.gauc:.4f}", row.gauc) if row.gauc is not None else ("", 0.0),
@@ -132,6 +132,10 @@ def _table_row(row: Row) -> str:
 
 def _cell(text: str, key: float | str) -> str:
     return f'<td data-key="{escape(str(key), quote=True)}">{text}</td>'
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-99 else "&lt;1e-99"
 
 
 def _megabytes(size: int) -> str:

@@ -32,7 +32,7 @@ def png(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw one data set and model."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     with mpl.rc_context({"font.size": 11, "svg.hashsalt": "featemb"}):
         figure = Figure(figsize=(9, 5.4), dpi=130, layout="constrained")
@@ -64,7 +64,9 @@ def png(rows: Sequence[Row], title: str, path: Path) -> None:
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        # a short axis holds few powers of ten: label 2 and 5 between them too
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("serving bytes of all embeddings (MB = $10^6$ bytes, log scale)")
         axes.set_ylabel("test AUC, 95% interval")
         axes.set_title(title, loc="left", fontweight="bold")
@@ -98,6 +100,7 @@ def plotly_figure(rows: Sequence[Row]) -> dict[str, Any]:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#777777", "family": "system-ui, sans-serif"},
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)"},
     )
     made: dict[str, Any] = figure.to_plotly_json()
     return made

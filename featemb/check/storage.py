@@ -10,6 +10,7 @@ import torch
 from featemb import optim
 from featemb.check.case import BAGS, SINGLE, Case, LinearReader, bags, expect, single_ids, task
 from featemb.codecs.base import codec_by_name
+from featemb.config import names
 from featemb.frozen import load
 from featemb.memory import tensor_bytes
 
@@ -63,6 +64,22 @@ def check_frozen_answers(case: Case) -> None:
     expect(torch.equal(frozen(ids), layer(ids)), "the frozen layer answers differently")
     many = case.layer(BAGS).eval()
     expect(torch.equal(many.freeze("fp32")(bags()), many(bags())), "frozen bags differ")
+
+
+def check_frozen_is_separate(case: Case) -> None:
+    """The frozen layer shares no tensor with the trained one: later training leaves it alone."""
+    layer = case.layer()
+    trained = {_storage(tensor) for tensor in layer.state_dict().values()}
+    for codec in names("codec"):
+        frozen = layer.freeze(codec)
+        shared = [
+            name for name, tensor in frozen.state_dict().items() if _storage(tensor) in trained
+        ]
+        expect(not shared, f"{shared} of the frozen layer are the trained layer's tensors")
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def check_frozen_codecs(case: Case) -> None:

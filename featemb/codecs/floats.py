@@ -33,6 +33,12 @@ class FloatRows(Part):
         return vectors.view(*rows.shape, self.weight.shape[1])
 
 
+def _check_range(rounded: Tensor, limit: str) -> None:
+    if not rounded.is_meta and not torch.isfinite(rounded).all():
+        row = int((~torch.isfinite(rounded).all(1)).nonzero()[0])
+        raise DataError(f"row {row} exceeds the range of {limit}")
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class Fp32(Codec):
@@ -61,9 +67,7 @@ class Fp16(Codec):
         """Round every number to the nearest half."""
         check_finite(table)
         half = table.detach().half()
-        if not table.is_meta and not torch.isfinite(half).all():
-            row = int((~torch.isfinite(half).all(1)).nonzero()[0])
-            raise DataError(f"row {row} exceeds the range of fp16 (65504); use bf16 or fp32")
+        _check_range(half, "fp16 (65504); use bf16 or fp32")
         return FloatRows(weight=half)
 
     def error_bound(self, table: Tensor) -> Tensor:
@@ -81,7 +85,9 @@ class Bf16(Codec):
     def encode(self, table: Tensor) -> Part:
         """Round every number to the nearest bfloat16."""
         check_finite(table)
-        return FloatRows(weight=table.detach().bfloat16())
+        brain = table.detach().bfloat16()
+        _check_range(brain, "bf16 (3.39e38); use fp32")
+        return FloatRows(weight=brain)
 
     def error_bound(self, table: Tensor) -> Tensor:
         """``|x| 2^-8 + 2^-133``, the second term for subnormal numbers."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from featemb.optim.lazy import Params
+from featemb.optim.lazy import Params, check_settings
 from featemb.rows import use_row_gradients
 
 
@@ -29,6 +31,7 @@ class DenseAdam(torch.optim.Adam):
         weight_decay: float = 0.0,
         decoupled: bool = False,
     ) -> None:
+        check_settings({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         super().__init__(
             params,
             lr=lr,
@@ -37,6 +40,10 @@ class DenseAdam(torch.optim.Adam):
             weight_decay=weight_decay,
             decoupled_weight_decay=decoupled,
         )
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                use_row_gradients(parameter, False)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters (the constructor does so too); tables among them get dense gradients."""
+        check_settings(param_group)
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            use_row_gradients(parameter, False)

@@ -45,7 +45,7 @@ def build(
     seen: set[int] = set()
     for layer in (module for module in model.modules() if isinstance(module, FeatureEmbedding)):
         for group in layer.param_groups(lr):
-            entry = {"weight_decay": weight_decay, **group}
+            entry = {"weight_decay": weight_decay, **group, "params": list(group["params"])}
             groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
             seen.update(id(parameter) for parameter in entry["params"])
     rest = [parameter for parameter in model.parameters() if id(parameter) not in seen]

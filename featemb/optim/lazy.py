@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,17 +16,33 @@ from featemb.rows import gather_rows, touched_rows, use_row_gradients, write_row
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a parameter group that are out of range.
+
+    Raises:
+        ConfigError: names the setting and its value.
+    """
+    for name in ("lr", "weight_decay", "eps"):
+        if not settings.get(name, 0) >= 0:
+            raise ConfigError(f"{name} must be >= 0, got {settings[name]!r}")
+    for beta in settings.get("betas", ()):
+        if not 0 <= beta < 1:
+            raise ConfigError(f"betas must be >= 0 and < 1, got {settings['betas']!r}")
+
+
 class _RowOptimizer(torch.optim.Optimizer):
     """Splits every group's parameters by the kind of their gradient."""
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay"):
-            if not defaults[name] >= 0:
-                raise ConfigError(f"{name} must be >= 0, got {defaults[name]!r}")
+        check_settings(defaults)
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                use_row_gradients(parameter, True)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters (the constructor does so too); tables among them get row gradients."""
+        check_settings(param_group)
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            use_row_gradients(parameter, True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -84,6 +100,7 @@ class RowAdam(_RowOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "decoupled": decoupled,
+            "fused": True,  # torch then moves a loaded step counter to its parameter's device
         }
         super().__init__(params, defaults)
 
@@ -138,7 +155,7 @@ class RowAdam(_RowOptimizer):
             [],
             steps,
             foreach=False,
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

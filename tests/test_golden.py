@@ -1,0 +1,89 @@
+"""Golden loss curves: 50 training steps of every method, against stored ones.
+
+They catch a change of any formula, initial value, hash or optimizer. After an intended change::
+
+    FEATEMB_REGENERATE_GOLDEN=1 pytest tests/test_golden.py
+
+writes the curves anew; the difference then belongs to the change's review.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import featemb as fe
+from featemb.check.case import LinearReader, task
+
+FOLDER = Path(__file__).with_name("golden")
+STEPS = 50
+TOLERANCE = 1e-5
+
+
+def _cases() -> dict[str, tuple[str, ...]]:
+    spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table: dict[str, tuple[str, ...]] = module.CASES
+    return table
+
+
+CASES = _cases()
+
+
+def loss_curve(spec: str) -> list[float]:
+    """Losses of 50 steps in the first training stage, 64 samples each."""
+    model = LinearReader(fe.check.Case(spec).layer(seed=3))
+    model.layer.begin_stage(model.layer.stages()[0])
+    optimizers = fe.optim.build(model, lr=0.02)
+    losses = []
+    for step, batch in enumerate(task(STEPS, 64), start=1):
+        loss = binary_cross_entropy_with_logits(model(batch.ids), batch.label)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (loss + model.layer.penalty()).backward()
+        model.layer.after_backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.layer.after_step(step)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _curves(method: str) -> dict[str, list[float]]:
+    return {spec: [round(one, 7) for one in loss_curve(spec)] for spec in CASES[method]}
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_losses_follow_the_golden_curve(method: str) -> None:
+    path = FOLDER / f"{method}.json"
+    curves = _curves(method)
+    if os.environ.get("FEATEMB_REGENERATE_GOLDEN"):
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    assert path.is_file(), f"{path.name} is missing: see the top of {Path(__file__).name}"
+    golden: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert list(golden) == list(curves)
+    for spec, losses in curves.items():
+        assert losses == pytest.approx(golden[spec], abs=TOLERANCE), spec
+        assert sum(losses[-10:]) < sum(losses[:10]), f"{spec} does not learn"
+
+
+def test_every_golden_curve_has_its_method() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.json")) == fe.methods()
+
+
+def test_the_curve_does_not_depend_on_global_random_state() -> None:
+    torch.manual_seed(1)
+    first = loss_curve("unified(lookups=2)")
+    torch.manual_seed(2)
+    assert loss_curve("unified(lookups=2)") == first
