@@ -150,3 +150,22 @@ def test_the_penalty_is_part_of_the_loss() -> None:
     before = layer.source.rows.weight.detach().clone()
     fe.fit(model(layer), lambda epoch: DATA[:3], epochs=1, lr=0.1, optimizer="dense_adam")
     assert (layer.source.rows.weight < before).float().mean() > 0.95
+
+
+def test_a_score_that_is_not_a_number_stops_the_run() -> None:
+    with pytest.raises(fe.RunError, match="score is nan in stage 'train', epoch 1"):
+        fe.fit(model(), lambda epoch: DATA[:1], lambda: float("nan"), epochs=3)
+
+
+def test_a_search_without_a_score_is_refused() -> None:
+    with pytest.raises(fe.RunError, match="'pick' searches"):
+        fe.fit(model(_staged([])), lambda epoch: DATA[:1], epochs=1)
+
+
+def test_evaluations_within_an_epoch() -> None:
+    history = fe.fit(model(), lambda epoch: DATA, lambda: 0.5, epochs=2, eval_every=5, patience=9)
+    assert [record["step"] for record in history.records] == [5, 10, 12, 15, 20, 24]
+    assert (history.best_epoch, history.steps) == (1, 24)
+    short = fe.fit(model(), lambda epoch: DATA, lambda: 0.5, epochs=2, eval_every=5, patience=1)
+    assert [record["step"] for record in short.records] == [5, 10]
+    assert short.stopped_early

@@ -166,3 +166,51 @@ def test_bytes_of_codecs_are_their_formula(rows: int, width: int) -> None:
         scales = 4 * rows if codes > 4 else 4
         part = codec_by_name(name).encode(table)
         assert sum(b.numel() * b.element_size() for b in part.buffers()) == rows * codes + scales
+
+
+def test_every_flipped_byte_of_the_header_is_refused(saved: Path, tmp_path: Path) -> None:
+    raw = saved.read_bytes()
+    broken = tmp_path / "broken.safetensors"
+    for position in range(0, 8 + int.from_bytes(raw[:8], "little"), 3):
+        changed = bytearray(raw)
+        changed[position] ^= 1 << position % 8
+        broken.write_bytes(bytes(changed))
+        with pytest.raises(fe.FormatError):
+            fe.load(broken)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(fe.FormatError, match="no readable featemb header"):
+        fe.load(tmp_path / "other.safetensors")
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "layer.pt"
+    torch.save(fe.embedding(SCHEMA, "full").state_dict(), path)
+    with pytest.raises(fe.FormatError, match="not a readable safetensors file"):
+        fe.load(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_a_saved_file_may_be_read_by_others_as_any_new_file(saved: Path) -> None:
+    plain = saved.with_name("plain")
+    plain.touch()
+    assert saved.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_failure_while_writing_leaves_the_old_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = saved.read_bytes()
+
+    def fail(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half of a")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        fe.embedding(SCHEMA, "full").freeze().save(saved)
+    assert saved.read_bytes() == old
+    assert list(saved.parent.iterdir()) == [saved]

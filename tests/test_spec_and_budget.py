@@ -136,3 +136,67 @@ def test_contradictions_are_refused() -> None:
     for bad in ({"dim": 0}, {"seed": -1}, {"ratio": 0}):
         with pytest.raises(fe.ConfigError):
             fe.embedding(schema, "hash", **bad)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1, 9), min_size=1))
+def test_any_feature_name_can_be_written(counts: dict[str, int]) -> None:
+    spec = fe.Spec(Unified(per_feature=counts))
+    assert fe.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "text", ["hash(rows=1__0)", "hash(power=1_.5)", 'unified(per_feature={"a\\q": 2})', "hash(rows"]
+)
+def test_values_that_cannot_be_read_are_setting_errors(text: str) -> None:
+    with pytest.raises(fe.ConfigError, match="cannot read"):
+        fe.parse(text)
+
+
+@given(st.text("hash(rows=19_)+{}:,. \"'\\int8-e", max_size=30))
+def test_no_text_escapes_the_error_of_settings(text: str) -> None:
+    try:
+        spec = fe.parse(text)
+    except fe.ConfigError:
+        return
+    assert fe.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize("text", ["_5", "1__0", "5_", "1..5MB", "1e6"])
+def test_sizes_that_cannot_be_read_are_setting_errors(text: str) -> None:
+    with pytest.raises(fe.ConfigError, match="cannot read the budget"):
+        parse_bytes(text)
+
+
+def test_a_spec_of_another_kind_is_refused() -> None:
+    for spec in (3, codec_by_name("int8")):
+        with pytest.raises(fe.ConfigError, match="spec must be"):
+            fe.embedding(fe.Schema([fe.Feature("a", 5)]), spec)  # type: ignore[arg-type]
+
+
+def test_plans_of_unbounded_schemas_have_no_ratio() -> None:
+    schema = fe.Schema([fe.Feature("url")])
+    (row,) = fe.plan(schema, specs=["unified"], budget="4kB").to_dict("records")
+    assert row["fits"]
+    assert row["serving_bytes"] <= 4000
+    assert row["ratio"] is None
+
+
+def test_plans_have_all_columns_where_nothing_fits() -> None:
+    frame = fe.plan(fe.Schema([fe.Feature("a", 50)]), budget=1)
+    assert not frame["fits"].any()
+    assert {"spec", "serving_bytes", "training_bytes", "ratio"} <= set(frame.columns)
+    for method, floor in zip(frame["method"], frame["floor_bytes"], strict=True):
+        layer = fe.embedding(fe.Schema([fe.Feature("a", 50)]), method, budget=int(floor))
+        assert layer.memory().serving == floor
+
+
+@pytest.mark.parametrize("spec", ["full", "hash", "unified(lookups=2)", "hash+int8", "full+int2"])
+def test_the_floor_is_the_smallest_size(spec: str) -> None:
+    schema = fe.Schema([fe.Feature("a", 500), fe.Feature("b", 20)])
+    with pytest.raises(fe.BudgetError) as error:
+        fe.embedding(schema, spec, budget=1)
+    floor = error.value.floor
+    assert fe.embedding(schema, spec, budget=floor).memory().serving == floor
+    with pytest.raises(fe.BudgetError) as error:
+        fe.embedding(schema, spec, budget=floor - 1)
+    assert error.value.floor == floor

@@ -109,8 +109,9 @@ class _Integers(Codec):
         scale = -_half_below(-(high - bias.float()) / (2**self.bits - 1))
         if not table.is_meta and not (torch.isfinite(scale) & torch.isfinite(bias)).all():
             row = int((~(torch.isfinite(scale) & torch.isfinite(bias))).nonzero()[0])
+            where = f"row {row}" if per_row else "the table"
             raise DataError(
-                f"row {row} spans [{low[row]:.4g}, {high[row]:.4g}], beyond the fp16 scale and "
+                f"{where} spans [{low[row]:.4g}, {high[row]:.4g}], beyond the fp16 scale and "
                 f"bias of {self.name} (largest {_HALF_MAX:g}); use fp32 or bf16 rows"
             )
         return scale, bias
