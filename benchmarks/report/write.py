@@ -39,7 +39,7 @@ def write_report(
     for data, model in sorted({(row.data, row.model) for row in rows}):
         path = folder / f"{slug(data)}-{slug(model)}.png"
         part = [row for row in rows if (row.data, row.model) == (data, model)]
-        png(part, f"{data}, {model}: test AUC against embedding bytes", path)
+        png(part, f"{data}, {model}", path)
         written.append(path)
     return written
 
