@@ -88,7 +88,7 @@ def test_criteo_head80k(data_file: DataFile) -> None:
     assert rate(data) == pytest.approx(0.2245, abs=1e-4)
     label = pq.read_table(path, columns=["label"]).column("label").to_numpy()
     assert data.splits["test"].label.tolist() == label[64_000:].tolist()
-    assert (data.schema.num_features, len(data.schema.numeric)) == (26, 13)
+    assert (data.schema.num_features, len(data.schema.numeric)) == (39, 13)
     numeric = data.splits["train"].numeric
     assert numeric is not None
     assert numeric.isfinite().all()

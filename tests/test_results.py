@@ -12,6 +12,7 @@ from featemb.benchmarks.report import Row, aggregate
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"ml1m": ("README.md", "docs/results.md"), "demo": ("docs/results.md",)}
+PAGES |= dict.fromkeys(("criteo_head80k", "frappe_nfm30"), ("docs/results.md",))
 
 
 def line(row: Row) -> str:
