@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,29 @@ def against_full(found: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, 
 
     Runs without a reference on the same rows are left out.
     """
-    references = {
-        _key(record): record for record in found if record["config"]["method"] == REFERENCE
-    }
+    full = references(found)
     compared = {}
     for record in found:
-        reference = references.get(_key(record))
+        reference = full.get(reference_key(record))
         if reference is None or reference is record:
             continue
         label, score = stats.predictions(folder / record["run_id"])
-        same, full = stats.predictions(folder / reference["run_id"])
+        same, full_score = stats.predictions(folder / reference["run_id"])
         if np.array_equal(label, same):
             compared[record["run_id"]] = AgainstFull(
-                stats.delong(label, score, full), stats.bootstrap_auc(label, score, full)
+                stats.delong(label, score, full_score),
+                stats.bootstrap_auc(label, score, full_score),
             )
     return compared
 
 
-def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def references(found: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the full tables' records among finished ones, by `reference_key`."""
+    full = (record for record in found if record["config"]["method"] == REFERENCE)
+    return {reference_key(record): record for record in full}
+
+
+def reference_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a run and its reference have in common: data, model, width, seed, rows."""
     config = record["config"]
     return (record["data"]["fingerprint"], *(config[name] for name in _SAME))

@@ -148,12 +148,6 @@ class RunConfig:
         """The method and codec, parsed."""
         return parse(self.method)
 
-    @property
-    def sizable(self) -> bool:
-        """Whether a ratio or budget can be solved for: the method has a free size knob."""
-        knob = self.spec.method.knob
-        return knob is not None and getattr(self.spec.method, knob) is None
-
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON-able values."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}

@@ -21,7 +21,7 @@ ROWS = 800
 
 def config(**changes: Any) -> dict[str, Any]:
     base = {"data": "toy", "model": "dcnv2", "method": "full", "dim": 8, "seed": 0}
-    return base | {"ratio": None, "budget": None} | changes
+    return base | {"ratio": None, "budget": None, "rows": None} | changes
 
 
 def make(folder: Path, noise: float = 0.0, serving: int = 1000, **changes: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
+from featemb.benchmarks.compare import reference_key, references
 from featemb.benchmarks.stats import Difference, compare, holm, over_seeds
 from featemb.errors import RunError
 
@@ -103,8 +104,11 @@ def aggregate(runs_dir: str | Path, records: Iterable[Record]) -> list[Row]:
             config = record["config"]
             key = (config["data"], config["model"], config["method"], asked_size(config))
             groups.setdefault(key, []).append(record)
-    rows = [_row(key, group) for key, group in groups.items()]
-    rows = [_with_difference(row, groups, Path(runs_dir)) for row in rows]
+    full = references(record for group in groups.values() for record in group)
+    rows = [
+        replace(_row(key, group), difference=_difference(group, full, Path(runs_dir)))
+        for key, group in groups.items()
+    ]
     rows = _adjust(rows)
     return sorted(rows, key=lambda row: (row.data, row.model, -row.serving, row.method))
 
@@ -145,22 +149,20 @@ def _interval(values: list[Mapping[str, float]]) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
-def _with_difference(row: Row, groups: Mapping[tuple[str, ...], list[Record]], folder: Path) -> Row:
-    if row.is_full:
-        return row
-    full = {
-        (r["config"]["seed"], r["config"]["dim"]): r["run_id"]
-        for r in groups.get((row.data, row.model, "full", "-"), [])
-    }
+def _difference(
+    group: list[Record], full: Mapping[tuple[Any, ...], Record], folder: Path
+) -> Difference | None:
+    """Compare runs with their full tables; None for these themselves, or where there is none."""
     found = []
-    for record in groups[(row.data, row.model, row.method, row.asked)]:
-        key = (record["config"]["seed"], record["config"]["dim"])
-        if key in full:
-            try:
-                found.append(compare(folder / record["run_id"], folder / full[key]))
-            except RunError:  # other test rows: there is nothing to pair
-                continue
-    return replace(row, difference=over_seeds(found)) if found else row
+    for record in group:
+        reference = full.get(reference_key(record))
+        if reference is None or reference is record:
+            continue
+        try:
+            found.append(compare(folder / record["run_id"], folder / reference["run_id"]))
+        except RunError:  # other test rows: there is nothing to pair
+            continue
+    return over_seeds(found) if found else None
 
 
 def _adjust(rows: list[Row]) -> list[Row]:
