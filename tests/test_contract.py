@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+import cases
 import pytest
 
 import featemb as fe
-
-_SPEC = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-cases = importlib.util.module_from_spec(_SPEC)
-sys.modules.setdefault("cases", cases)
-_SPEC.loader.exec_module(cases)
 
 SPECS = [spec for specs in cases.CASES.values() for spec in specs]
 

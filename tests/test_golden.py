@@ -9,7 +9,6 @@ writes the curves anew; the difference then belongs to the change's review.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import CASES
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import featemb as fe
@@ -25,19 +25,6 @@ from featemb.check.case import LinearReader, task
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 50
 TOLERANCE = 1e-5
-
-
-def _cases() -> dict[str, tuple[str, ...]]:
-    spec = importlib.util.spec_from_file_location("cases", Path(__file__).with_name("cases.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    table: dict[str, tuple[str, ...]] = module.CASES
-    return table
-
-
-CASES = _cases()
 
 
 def loss_curve(spec: str) -> list[float]:

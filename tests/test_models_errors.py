@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from model_cases import COLUMNS, batch, layer_of
 from torch import Tensor, nn
 
 import featemb as fe
-from featemb.methods.unified import Unified
 from featemb.models import (
     CTRModel,
     ModelConfig,
@@ -24,23 +24,6 @@ from featemb.models import (
     names,
     register,
 )
-
-CARDINALITIES = {"user": 64, "item": 9, "site": 5}
-COLUMNS = ("age", "price")
-
-
-def layer_of(kind: str, dim: int = 4) -> fe.FeatureEmbedding:
-    schema = fe.Schema([fe.Feature(k, v) for k, v in CARDINALITIES.items()], COLUMNS)
-    if kind == "equal":
-        return fe.embedding(schema, "full", dim=dim)
-    spec = Unified(rows=50, lookups=2, per_feature={"item": 3, "site": 1})
-    return fe.embedding(schema, spec, dim=dim)
-
-
-def batch(size: int = 6) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    columns = [torch.randint(v, (size,), generator=generator) for v in CARDINALITIES.values()]
-    return torch.stack(columns, 1), torch.randn(size, 2, generator=generator)
 
 
 def plain_net(name: str, numeric: int = 2) -> CTRModel:
