@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from featemb.ids import Jagged, feature_index, parse
+from featemb.parts.base import Source
 from featemb.pooling import lay_out, pool_bags
 from featemb.schema import Schema
 
@@ -69,3 +70,18 @@ class EmbeddingBase(nn.Module):
     def extra_repr(self) -> str:
         """Features and widths, for printing."""
         return f"features={self.schema.num_features}, width={sum(self.widths)}"
+
+
+class SourceEmbedding(EmbeddingBase):
+    """A layer whose answers come from one `Source`, trainable or frozen."""
+
+    source: Source
+
+    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
+        vectors: Tensor = self.source(ids, feature)
+        return vectors
+
+    def forward_single(self, ids: Tensor) -> Tensor:
+        """Look up ``[B, F]`` at once, each feature in its column."""
+        return self.source.dense(ids)

@@ -62,15 +62,18 @@ class Request:
     def companion(self, dim: int) -> FeatureEmbedding:
         """Make a layer of another width with the same method, codec and ratio.
 
-        A byte budget is scaled by the widths; the seed differs, so that hash collisions do too.
+        A byte budget is scaled by the widths; a method of one size is not asked for another. The
+        seed differs, so that hash collisions do too.
         """
         check_size("dim", dim)
         method = self.spec.method.at_width(dim)
+        sized = method.knob is not None
         return replace(
             self,
             spec=Spec(method, self.spec.codec),
             dim=dim,
-            budget=None if self.budget is None else self.budget * dim // self.dim,
+            ratio=self.ratio if sized else None,
+            budget=self.budget * dim // self.dim if sized and self.budget is not None else None,
             seed=mix64_int(self.seed + dim) >> 33,
         ).build()
 

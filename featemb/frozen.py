@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featemb.base import EmbeddingBase
+from featemb.base import SourceEmbedding
 from featemb.config import discover
 from featemb.errors import FormatError
 from featemb.memory import Memory, module_bytes
-from featemb.parts import Part
+from featemb.parts import Part, Source
 from featemb.schema import Schema
 
 FORMAT = 1
 _KEY = "featemb"
 
 
-class FrozenEmbedding(EmbeddingBase):
+class FrozenEmbedding(SourceEmbedding):
     """A layer of buffers only; called exactly as the layer that it was frozen from.
 
     Args:
@@ -41,18 +41,9 @@ class FrozenEmbedding(EmbeddingBase):
         source: the part that maps (ids, feature) to vectors.
     """
 
-    def __init__(self, schema: Schema, dim: int, widths: Sequence[int], source: Part) -> None:
+    def __init__(self, schema: Schema, dim: int, widths: Sequence[int], source: Source) -> None:
         super().__init__(schema.without_counts(), dim, widths)
         self.source = source
-
-    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
-        vectors: Tensor = self.source(ids, feature)
-        return vectors
-
-    def forward_single(self, ids: Tensor) -> Tensor:
-        """Look up ``[B, F]`` at once: the features broadcast over the batch."""
-        return self.lookup(ids, torch.arange(ids.shape[1], device=ids.device))
 
     def memory(self) -> Memory:
         """Bytes by part of the tensors that the layer holds."""
@@ -130,6 +121,8 @@ def _rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Frozen
     discover()  # parts are defined beside the methods and codecs that make them
     schema = Schema.from_json(json.dumps(header["schema"]))
     source = Part.rebuild(header["source"], tensors, prefix="source.")
+    if not isinstance(source, Source):
+        raise FormatError(f"a {type(source).__name__} is no source of vectors")
     return FrozenEmbedding(schema, header["dim"], header["widths"], source)
 
 

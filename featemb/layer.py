@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from featemb.base import EmbeddingBase
+from featemb.base import EmbeddingBase, SourceEmbedding
 from featemb.codecs.base import Codec, codec_by_name
 from featemb.codecs.floats import Fp32
 from featemb.config import Config
@@ -23,7 +23,7 @@ from featemb.errors import ConfigError, FeatembError
 from featemb.frozen import FrozenEmbedding
 from featemb.hashing import mix64_int
 from featemb.memory import Memory, module_bytes, training_bytes
-from featemb.parts import Lookup
+from featemb.parts import Lookup, Source
 from featemb.rows import RowTable
 from featemb.schema import Schema
 
@@ -76,8 +76,8 @@ class BuildContext:
         """The seed as an int64 scalar, for address parts."""
         return torch.tensor(self.seed, device=self.device)
 
-    def table(self, num_rows: int, width: int, init: float) -> RowTable:
-        """Make a `RowTable` with uniform initial values in ``[-init, init]``.
+    def table(self, num_rows: int, width: int, init: float, center: float = 0.0) -> RowTable:
+        """Make a `RowTable` with uniform initial values in ``[center - init, center + init]``.
 
         Values are drawn on the CPU, so that every device starts from the same ones.
         """
@@ -86,11 +86,13 @@ class BuildContext:
         if self.device.type == "meta":
             with self.device:
                 return RowTable(num_rows, width, init, generator=None)
-        # two tables of one layer must not start from the same numbers
+        return RowTable(num_rows, width, init, self.generator(), center).to(self.device)
+
+    def generator(self) -> torch.Generator:
+        """Return a generator of its own for the next table (or other tensor) of the layer."""
         number = next(self.tables)
         seed = self.seed if number == 0 else mix64_int(self.seed + number) >> 1
-        generator = torch.Generator().manual_seed(seed)
-        return RowTable(num_rows, width, init, generator).to(self.device)
+        return torch.Generator().manual_seed(seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +236,33 @@ def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
     return copy.deepcopy(layer, memo)
 
 
-class RowEmbedding(FeatureEmbedding):
+class PartsEmbedding(SourceEmbedding, FeatureEmbedding):
+    """A layer made of parts: it freezes, exports and counts itself through them.
+
+    Args:
+        context: schema, width, seed, device.
+        config: the method's configuration.
+        source: the part that maps (ids, feature) to vectors ``[..., D]``.
+        widths: output width of each feature; equal to ``dim`` by default.
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        config: MethodConfig,
+        source: Source,
+        widths: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(context, config, widths)
+        self.source = source
+
+    def _freeze(self, codec: Codec) -> FrozenEmbedding:
+        source = self.source.frozen(codec)
+        assert isinstance(source, Source)
+        return FrozenEmbedding(self.schema, self.dim, self.widths, source)
+
+
+class RowEmbedding(PartsEmbedding):
     """A layer that is one chain address -> rows -> combine; most methods build one of these.
 
     Args:
@@ -256,25 +284,5 @@ class RowEmbedding(FeatureEmbedding):
         combine: nn.Module,
         widths: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(context, config, widths)
-        self.source = Lookup(address=address, rows=rows, combine=combine)
-
-    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
-        vectors: Tensor = self.source(ids, feature)
-        return vectors
-
-    def forward_single(self, ids: Tensor) -> Tensor:
-        """Look up ``[B, F]`` at once: the features broadcast over the batch."""
-        return self.lookup(ids, torch.arange(ids.shape[1], device=ids.device))
-
-    def _freeze(self, codec: Codec) -> FrozenEmbedding:
-        rows = self.source.rows
-        if not isinstance(rows, RowTable):
-            raise ConfigError(f"method {self.config.name!r} has no row table to freeze")
-        source = Lookup(
-            address=copy.deepcopy(self.source.address),
-            rows=codec.encode(rows.weight),
-            combine=copy.deepcopy(self.source.combine),
-        )
-        return FrozenEmbedding(self.schema, self.dim, self.widths, source)
+        source = Lookup(address=address, rows=rows, combine=combine)
+        super().__init__(context, config, source, widths)

@@ -10,16 +10,23 @@ switch them on for the tables that they are given.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from featemb.ids import tracing
 
+if TYPE_CHECKING:
+    from featemb.codecs.base import Codec
+    from featemb.parts.base import Part
+
 _INT32_ROWS = 2**31 - 1
 _WIDE_BYTES = 16
+_OWNERS = WeakTensorKeyDictionary()
 
 
 class RowTable(nn.Module):
@@ -28,8 +35,9 @@ class RowTable(nn.Module):
     Args:
         num_rows: R.
         width: C, the width of a row.
-        init: rows start uniform in ``[-init, init]``.
+        init: rows start uniform in ``[center - init, center + init]``.
         generator: source of the initial values; None leaves them uninitialised (meta device).
+        center: mean of the initial values; factors of products start around 1.
 
     Attributes:
         weight: float32 parameter ``[R, C]``.
@@ -38,13 +46,18 @@ class RowTable(nn.Module):
     memory_parts: ClassVar[dict[str, str]] = {"weight": "rows"}
 
     def __init__(
-        self, num_rows: int, width: int, init: float, generator: torch.Generator | None
+        self,
+        num_rows: int,
+        width: int,
+        init: float,
+        generator: torch.Generator | None,
+        center: float = 0.0,
     ) -> None:
         super().__init__()
         device = None if generator is None else generator.device
         weight = torch.empty(num_rows, width, device=device)
         if generator is not None:
-            weight.uniform_(-init, init, generator=generator)
+            weight.uniform_(center - init, center + init, generator=generator)
         self.weight = nn.Parameter(weight)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -58,6 +71,10 @@ class RowTable(nn.Module):
         else:
             vectors = gather_rows(weight, flat)
         return vectors.view(*rows.shape, weight.shape[1])
+
+    def frozen(self, codec: Codec) -> Part:
+        """Return the stored form of the rows."""
+        return codec.encode(self.weight)
 
     def extra_repr(self) -> str:
         """Shape, for printing."""
@@ -77,9 +94,42 @@ def row_gradients(parameter: Tensor) -> bool:
     return bool(getattr(parameter, "row_gradients", False))
 
 
-def use_row_gradients(parameter: Tensor, on: bool) -> None:
-    """Switch the gradients of a table between row gradients and dense ones."""
-    parameter.row_gradients = on  # type: ignore[attr-defined]
+def claim(parameter: Tensor, optimizer: torch.optim.Optimizer, row_gradients: bool) -> None:
+    """Note which optimizer owns a parameter, and which kind of gradient it wants of a table."""
+    parameter.row_gradients = row_gradients  # type: ignore[attr-defined]
+    _OWNERS[parameter] = weakref.ref(optimizer)
+
+
+@torch.no_grad()
+def copy_rows(parameter: Tensor, source: Tensor, target: Tensor) -> None:
+    """Copy rows of a table onto others, weights and optimizer state alike.
+
+    Args:
+        parameter: a table ``[R, C]``.
+        source: int64 ``[K]``, rows to read; all are read before any is written.
+        target: int64 ``[K]``, distinct rows to overwrite.
+    """
+    for tensor in (parameter, *_row_state(parameter)):
+        tensor[target] = tensor[source]
+
+
+@torch.no_grad()
+def reset_rows(parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Overwrite rows int64 ``[K]`` of a table by ``[K, C]``; their optimizer state becomes zero."""
+    parameter[rows] = values
+    for tensor in _row_state(parameter):
+        tensor[rows] = 0
+
+
+def _row_state(parameter: Tensor) -> list[Tensor]:
+    """State tensors with an entry a row, in the featemb optimizer that owns a table."""
+    owner = _OWNERS.get(parameter)  # type: ignore[no-untyped-call]
+    optimizer = None if owner is None else owner()
+    if optimizer is None:
+        return []
+    state = optimizer.state.get(parameter, {}).values()
+    rows = parameter.shape[0]
+    return [s for s in state if isinstance(s, Tensor) and s.dim() > 0 and s.shape[0] == rows]
 
 
 def gather_rows(table: Tensor, rows: Tensor) -> Tensor:

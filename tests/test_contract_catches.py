@@ -148,6 +148,8 @@ def test_frozen_layer_forgets_what_training_decided() -> None:
         def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
             return super().lookup(ids, feature) * self.mask
 
+        forward_single = FeatureEmbedding.forward_single
+
     def build(self: MethodConfig, context: BuildContext) -> FeatureEmbedding:
         source = _plain(context, self).source
         layer = Masked(
@@ -258,6 +260,8 @@ def test_a_gradient_that_is_wrong() -> None:
         def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
             vectors = super().lookup(ids, feature)
             return vectors + (vectors - vectors.detach())
+
+        forward_single = FeatureEmbedding.forward_single
 
     _register(_made_of(Doubled))
     with pytest.raises(fe.check.CheckError, match=r"gradient .* is wrong"):

@@ -12,11 +12,12 @@ import featemb as fe
 from featemb import optim
 from featemb.rows import (
     RowTable,
+    copy_rows,
     distinct_rows,
     gather_rows,
+    reset_rows,
     sum_groups,
     touched_rows,
-    use_row_gradients,
     write_rows,
 )
 
@@ -43,7 +44,7 @@ def test_groups_sum_like_a_loop(rows: list[int], width: int) -> None:
 def test_row_gradients_are_the_dense_ones(rows: list[int], width: int) -> None:
     dense = RowTable(12, width, 0.1, torch.Generator().manual_seed(0))
     sparse = RowTable(12, width, 0.1, torch.Generator().manual_seed(0))
-    use_row_gradients(sparse.weight, True)
+    optim.RowSGD(sparse.parameters())
     index = torch.tensor(rows, dtype=torch.int64)
     for table in (dense, sparse):
         (table(index).square() * 1.5).sum().backward()
@@ -111,3 +112,26 @@ def test_a_table_beyond_all_memory_is_a_setting_error() -> None:
     schema = fe.Schema([fe.Feature("a", 5)])
     with pytest.raises(fe.ConfigError, match="2\\^61 bytes"):
         fe.embedding(schema, "unified(rows=99999999999999999999)", device="meta")
+
+
+@pytest.mark.parametrize("kind", [optim.RowAdam, optim.RowAdagrad, optim.DenseAdam])
+def test_rows_move_with_their_optimizer_state(kind: type[torch.optim.Optimizer]) -> None:
+    table = RowTable(6, 4, 0.1, torch.Generator().manual_seed(0))
+    optimizer = kind(table.parameters(), lr=0.1)
+    table(torch.tensor([0, 1, 1])).square().sum().backward()
+    optimizer.step()
+    states = [s for s in optimizer.state[table.weight].values() if s.dim() > 0]
+    before = [tensor.clone() for tensor in (table.weight.detach(), *states)]
+    copy_rows(table.weight, torch.tensor([0, 1, 5]), torch.tensor([5, 0, 4]))
+    for tensor, old in zip((table.weight.detach(), *states), before, strict=True):
+        assert torch.equal(tensor, old[[1, 1, 2, 3, 5, 0]])
+    reset_rows(table.weight, torch.tensor([1]), torch.ones(1, 4))
+    assert torch.equal(table.weight[1], torch.ones(4))
+    assert all(bool((s[1] == 0).all()) for s in states)
+
+
+def test_rows_move_without_an_optimizer() -> None:
+    table = RowTable(3, 2, 0.1, torch.Generator().manual_seed(0))
+    old = table.weight.detach().clone()
+    copy_rows(table.weight, torch.tensor([2]), torch.tensor([0]))
+    assert torch.equal(table.weight.detach(), old[[2, 1, 2]])

@@ -59,6 +59,14 @@ class Case:
         """Make a layer of the case."""
         return embedding(schema, self.spec, dim=self.dim, seed=seed, **options)
 
+    def finished(self, schema: Schema) -> FeatureEmbedding:
+        """Return a layer that has gone through its training stages without a step."""
+        layer = self.layer(schema)
+        for stage in layer.stages():
+            if stage.kind == "train":
+                layer.begin_stage(stage)
+        return layer.eval()
+
     def trained(self, seed: int = 0) -> FeatureEmbedding:
         """Return a layer that has been through all of its stages on `task`."""
         layer = self.layer(seed=seed)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from featemb.budget import serving_bytes
 from featemb.build import embedding
 from featemb.check.case import Case, expect
 from featemb.errors import BudgetError
+from featemb.layer import FeatureEmbedding
 from featemb.schema import Feature, Schema
-from featemb.spec import parse
+from featemb.spec import Spec, parse
 
 _SCHEMA = Schema([Feature("user", 20_000), Feature("item", 3_000), Feature("day", 7)])
 
 
 def check_budget(case: Case) -> None:
-    """Ratios are met from below, by less than one row or 1%; too small a budget is refused."""
+    """Ratios are met from below: by less than one row or 1%, or the next size does not fit."""
     config = parse(case.spec).method
     if config.knob is None or getattr(config, config.knob) is not None:
         return
     for ratio in (2, 10, 100):
         limit = _SCHEMA.full_bytes(case.dim) / ratio
-        used = (
-            embedding(_SCHEMA, case.spec, dim=case.dim, ratio=ratio, device="meta").memory().serving
-        )
+        try:
+            layer = embedding(_SCHEMA, case.spec, dim=case.dim, ratio=ratio, device="meta")
+        except BudgetError as error:
+            expect(error.floor > limit, f"ratio {ratio}: refused, but its floor {error.floor} fits")
+            continue
+        used = layer.memory().serving
         slack = max(4 * case.dim, limit / 100)
         expect(used <= limit, f"ratio {ratio}: {used} bytes are above the limit {limit:.0f}")
-        expect(used > limit - slack, f"ratio {ratio}: {used} bytes waste the limit {limit:.0f}")
+        tight = used > limit - slack or _next_size(layer) > limit
+        expect(tight, f"ratio {ratio}: {used} bytes waste the limit {limit:.0f}")
+
+
+def _next_size(layer: FeatureEmbedding) -> int:
+    """Serving bytes with the size knob one step larger."""
+    knob = str(layer.config.knob)
+    larger = replace(layer.config, **{knob: getattr(layer.config, knob) + 1})
+    return serving_bytes(Spec(larger, layer.request.spec.codec), layer.schema, layer.dim)
 
 
 def check_impossible_budget(case: Case) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from featemb.optim.lazy import Params, check_settings
-from featemb.rows import use_row_gradients
+from featemb.rows import claim
 
 
 class DenseAdam(torch.optim.Adam):
@@ -46,4 +46,4 @@ class DenseAdam(torch.optim.Adam):
         check_settings(param_group)
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            use_row_gradients(parameter, False)
+            claim(parameter, self, row_gradients=False)

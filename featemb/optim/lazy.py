@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from featemb.errors import ConfigError
-from featemb.rows import gather_rows, touched_rows, use_row_gradients, write_rows
+from featemb.rows import claim, gather_rows, touched_rows, write_rows
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -42,7 +42,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         check_settings(param_group)
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
-            use_row_gradients(parameter, True)
+            claim(parameter, self, row_gradients=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -1,14 +1,23 @@
 """Parts: the vocabulary of which every layer, trainable or frozen, is made."""
 
 from featemb.parts.address import HashAddress, OffsetAddress, SharedHashAddress
-from featemb.parts.base import Part
-from featemb.parts.combine import Concat, Lookup
+from featemb.parts.base import Part, Source
+from featemb.parts.combine import Concat, Mean, Stack, Sum
+from featemb.parts.source import Lookup, Plus, Product, Split, Weighted
 
 __all__ = [
     "Concat",
     "HashAddress",
     "Lookup",
+    "Mean",
     "OffsetAddress",
     "Part",
+    "Plus",
+    "Product",
     "SharedHashAddress",
+    "Source",
+    "Split",
+    "Stack",
+    "Sum",
+    "Weighted",
 ]

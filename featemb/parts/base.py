@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_type_hints
+from inspect import get_annotations
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from featemb.errors import FormatError, nearest
+
+if TYPE_CHECKING:
+    from featemb.codecs.base import Codec
 
 _KINDS: dict[str, type[Part]] = {}
 
@@ -16,9 +21,9 @@ class Part(nn.Module):
     """A module declared by its annotated fields, in the manner of a dataclass.
 
     Every annotation of a subclass is a field, given to the constructor by keyword:
-    ``Tensor`` fields become buffers, ``nn.Module`` fields children (in a frozen layer they are
-    parts), everything else is a setting that JSON can hold (numbers, strings, tuples of these).
-    A part's class name is its kind in files.
+    ``Tensor`` fields become buffers, or parameters where a parameter is given; ``nn.Module`` fields
+    children (in a frozen layer they are parts), everything else is a setting that JSON can hold
+    (numbers, strings, tuples of these). A part's class name is its kind in files.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {}
@@ -34,17 +39,32 @@ class Part(nn.Module):
         if set(fields) != set(declared):
             raise TypeError(f"{type(self).__name__} takes {sorted(declared)}, got {sorted(fields)}")
         for name, value in fields.items():
-            if declared[name] is Tensor:
+            if declared[name] is Tensor and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
     @classmethod
     def fields(cls) -> dict[str, Any]:
-        """Return the declared fields and their types."""
-        names = cls.__annotations__
-        hints = get_type_hints(cls)
-        return {name: hints[name] for name in names if "ClassVar" not in str(names[name])}
+        """Return the declared fields and their types, those of base parts first."""
+        found: dict[str, Any] = {}
+        for base in reversed([base for base in cls.__mro__ if issubclass(base, Part)]):
+            names = get_annotations(base)
+            hints = get_type_hints(base)
+            found |= {name: hints[name] for name in names if "ClassVar" not in str(names[name])}
+        return found
+
+    def frozen(self, codec: Codec) -> Part:
+        """Return the part as it is served: tensors copied, tables of rows encoded by a codec."""
+        fields: dict[str, Any] = {}
+        for name, hint in self.fields().items():
+            value = getattr(self, name)
+            if hint is Tensor:
+                value = value.detach().clone()
+            elif isinstance(value, nn.Module):
+                value = value.frozen(codec)  # type: ignore[operator]  # a part or a table
+            fields[name] = value
+        return type(self)(**fields)
 
     def describe(self) -> dict[str, Any]:
         """Return the part's structure as a JSON-able tree, without tensors."""
@@ -75,3 +95,16 @@ class Part(nn.Module):
             is_part = isinstance(value, Mapping) and "kind" in value
             fields[name] = Part.rebuild(value, tensors, f"{prefix}{name}.") if is_part else value
         return _KINDS[kind](**fields)
+
+
+class Source(Part):
+    """A part that maps (ids, feature) to vectors: what a whole layer is, or a branch of it."""
+
+    def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return vectors ``[..., D]`` for int64 ids ``[...]`` and broadcastable features."""
+        raise NotImplementedError
+
+    def dense(self, ids: Tensor) -> Tensor:
+        """Return ``[B, F, D]`` for ids ``[B, F]``: column f belongs to feature f."""
+        vectors: Tensor = self(ids, torch.arange(ids.shape[1], device=ids.device))
+        return vectors

@@ -1,8 +1,8 @@
-"""Combine parts: L looked-up row vectors -> one vector; and `Lookup`, the whole chain."""
+"""Combine parts: L looked-up row vectors -> one vector."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from featemb.parts.base import Part
 
@@ -15,21 +15,25 @@ class Concat(Part):
         return vectors.flatten(-2)
 
 
-class Lookup(Part):
-    """``combine(rows(address(ids, feature)))``: the three steps of a feature embedding.
+class Sum(Part):
+    """Add the L vectors: ``[..., L, C] -> [..., C]``."""
 
-    Attributes:
-        address: (ids, feature) -> rows ``[..., L]``.
-        rows: rows ``[..., L]`` -> vectors ``[..., L, C]``: a `RowTable` in training, a codec's
-            part when frozen.
-        combine: vectors ``[..., L, C]`` -> ``[..., D]``.
-    """
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``[..., C]``."""
+        return vectors.sum(-2)
 
-    address: nn.Module
-    rows: nn.Module
-    combine: nn.Module
 
-    def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return vectors ``[..., D]`` for ids ``[...]`` and broadcastable features."""
-        vectors: Tensor = self.combine(self.rows(self.address(ids, feature)))
+class Mean(Part):
+    """Average the L vectors: ``[..., L, C] -> [..., C]``."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``[..., C]``."""
+        return vectors.mean(-2)
+
+
+class Stack(Part):
+    """Leave the L vectors apart: ``[..., L, C]``, for a source that combines them itself."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``[..., L, C]``."""
         return vectors
