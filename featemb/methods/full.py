@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar
 
 from featemb.config import register
@@ -30,11 +29,11 @@ class Full(MethodConfig):
 
     def build(self, context: BuildContext) -> RowEmbedding:
         """Make one table of all features' rows."""
-        ends = tuple(accumulate(context.schema.cardinalities))
+        cardinalities = context.schema.cardinalities
         return RowEmbedding(
             context,
             self,
-            address=OffsetAddress(offsets=(0, *ends[:-1])),
-            rows=context.table(ends[-1], context.dim, self.init),
+            address=OffsetAddress.of(cardinalities),
+            rows=context.table(sum(cardinalities), context.dim, self.init),
             combine=Concat(),
         )

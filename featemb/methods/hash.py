@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from featemb.config import register
+from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
 from featemb.parts import Concat, HashAddress
 from featemb.schema import Schema
@@ -28,7 +29,9 @@ class Hash(MethodConfig):
     proportional split of most papers, which crushes small features; ``power = 0`` gives equal
     parts.
 
-    An id never seen in training gets the row that its hash shares with trained ids.
+    An unbounded feature takes any non-negative int64, is never whole, and shares as if it had as
+    many ids as the largest bounded one, at least ``rows``. An id never seen in training gets the
+    row that its hash shares with trained ids.
 
     Bytes: ``4 D rows + 8``, 8 for the seed.
 
@@ -42,6 +45,7 @@ class Hash(MethodConfig):
     summary: ClassVar[str] = "per-feature hashing; small features whole"
     paper: ClassVar[str] = "Weinberger et al., ICML 2009"
     knob: ClassVar[str] = "rows"
+    unbounded: ClassVar[bool] = True
 
     rows: int | None = None
     power: float = 0.5
@@ -59,49 +63,104 @@ class Hash(MethodConfig):
 
     def build(self, context: BuildContext) -> RowEmbedding:
         """Share out the rows and make one table of all blocks."""
-        cardinalities = context.schema.cardinalities
-        tenth = max(-(-sum(cardinalities) // 10), len(cardinalities))
-        rows = tenth if self.rows is None else self.rows
-        self.require(
-            "rows", f"at least {len(cardinalities)}, one a feature", rows >= len(cardinalities)
-        )
-        sizes = share_rows(cardinalities, rows, self.power)
-        ends = tuple(accumulate(sizes))
-        address = HashAddress(
-            offsets=(0, *ends[:-1]),
-            sizes=sizes,
-            whole=tuple(size == n for size, n in zip(sizes, cardinalities, strict=True)),
-            seed=context.seed_tensor(),
-        )
-        table = context.table(ends[-1], context.dim, self.init)
+        rows = default_rows(self, context.schema)
+        address, total = hash_blocks(context, share(self, context.schema, rows))
+        table = context.table(total, context.dim, self.init)
         return RowEmbedding(context, self, address=address, rows=table, combine=Concat())
 
 
-def share_rows(cardinalities: Sequence[int], rows: int, power: float) -> tuple[int, ...]:
-    """Share out rows by ``m_f = min(n_f, lambda n_f^power)``, each at least 1.
+def default_rows(config: MethodConfig, schema: Schema, per_id: int = 1) -> int:
+    """Return a configuration's ``rows``: a tenth of the full table's where it sets none.
+
+    Args:
+        config: a configuration with a field ``rows``.
+        schema: the features.
+        per_id: rows that take the place of one of the full table's.
+
+    Raises:
+        ConfigError: there are fewer rows than features, or no cardinality to take a tenth of.
+    """
+    rows: int | None = getattr(config, "rows", None)
+    if rows is None:
+        if not schema.bounded:
+            raise ConfigError(
+                f"{config.name}: a schema with unbounded features needs rows or a budget"
+            )
+        return max(-(-sum(schema.cardinalities) * per_id // 10), schema.num_features)
+    least = schema.num_features
+    config.require("rows", f"at least {least}, one a feature", rows >= least)
+    return rows
+
+
+def share(config: MethodConfig, schema: Schema, rows: int, per_id: int = 1) -> tuple[int, ...]:
+    """Share out rows among features by `share_rows`; negative sizes mark the whole ones.
+
+    Args:
+        config: a configuration with a field ``power``.
+        schema: the features; unbounded ones count as the largest, at least as ``rows``.
+        rows: rows of all together.
+        per_id: rows that an id of a whole feature owns.
+    """
+    known = [f.cardinality * per_id for f in schema.features if f.cardinality is not None]
+    endless = max([rows + 1, *known])
+    limits = [f.cardinality * per_id if f.cardinality else endless for f in schema.features]
+    sizes = share_rows(limits, rows, getattr(config, "power", 0.5))
+    bounded = [f.cardinality is not None for f in schema.features]
+    full = [ok and size == n for ok, size, n in zip(bounded, sizes, limits, strict=True)]
+    return tuple(-size if whole else size for size, whole in zip(sizes, full, strict=True))
+
+
+def hash_blocks(
+    context: BuildContext, sizes: Sequence[int], lookups: int = 1, spread: bool = False
+) -> tuple[HashAddress, int]:
+    """Return the address of blocks side by side, of `share`'s sizes, and their rows in all."""
+    ends = tuple(accumulate(abs(size) for size in sizes))
+    address = HashAddress(
+        offsets=(0, *ends[:-1]),
+        sizes=tuple(abs(size) for size in sizes),
+        whole=tuple(size < 0 for size in sizes),
+        lookups=lookups,
+        spread=spread,
+        seed=context.seed_tensor(),
+    )
+    return address, ends[-1]
+
+
+def share_rows(
+    limits: Sequence[int], rows: int, power: float, least: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Share out rows by ``m_f = min(n_f, lambda n_f^power)``, each at least ``least[f]``.
+
+    Args:
+        limits: n_f, the most rows that each feature can use.
+        rows: rows of all together, at least the sum of ``least``.
+        power: exponent.
+        least: smallest number of rows of each feature; 1 by default (0 where n_f is 0).
 
     Returns:
-        Integers that sum to ``min(rows, sum(cardinalities))``: fractions are rounded down, and
-        the rows left go one by one to the features with the largest fraction lost.
+        Integers that sum to ``min(rows, sum(limits))``: fractions are rounded down, and the rows
+        left go one by one to the features with the largest fraction lost.
     """
-    rows = min(rows, sum(cardinalities))
+    least = [1] * len(limits) if least is None else least
+    rows = min(rows, sum(limits))
+    features = list(zip(limits, least, strict=True))
     low, high = 0.0, float(rows)
     for _ in range(100):
         scale = (low + high) / 2
-        total = sum(_share(n, scale, power) for n in cardinalities)
+        total = sum(_share(n, scale, power, few) for n, few in features)
         low, high = (scale, high) if total <= rows else (low, scale)
-    exact = [_share(n, low, power) for n in cardinalities]
-    sizes = [int(share) for share in exact]
+    exact = [_share(n, low, power, few) for n, few in features]
+    sizes = [int(one) for one in exact]
     by_loss = sorted(range(len(sizes)), key=lambda f: sizes[f] - exact[f])
     left = rows - sum(sizes)
     while left > 0:
         for f in by_loss:
-            if left > 0 and sizes[f] < cardinalities[f]:
+            if left > 0 and sizes[f] < limits[f]:
                 sizes[f] += 1
                 left -= 1
     return tuple(sizes)
 
 
-def _share(cardinality: int, scale: float, power: float) -> float:
-    wanted: float = scale * float(cardinality) ** power
-    return min(float(cardinality), max(1.0, wanted))
+def _share(limit: int, scale: float, power: float, least: int) -> float:
+    wanted: float = scale * float(limit) ** power if limit else 0.0
+    return min(float(limit), max(float(least), wanted))

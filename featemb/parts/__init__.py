@@ -1,12 +1,22 @@
 """Parts: the vocabulary of which every layer, trainable or frozen, is made."""
 
-from featemb.parts.address import HashAddress, OffsetAddress, SharedHashAddress
+from featemb.parts.address import (
+    DigitAddress,
+    DigitHashAddress,
+    FeatureAddress,
+    HashAddress,
+    OffsetAddress,
+    SharedHashAddress,
+)
 from featemb.parts.base import Part, Source
 from featemb.parts.combine import Concat, Mean, Stack, Sum
 from featemb.parts.source import Lookup, Plus, Product, Split, Weighted
 
 __all__ = [
     "Concat",
+    "DigitAddress",
+    "DigitHashAddress",
+    "FeatureAddress",
     "HashAddress",
     "Lookup",
     "Mean",
