@@ -101,7 +101,7 @@ def _perplexity(feature: Feature) -> float | None:
         return float(np.exp(-(share * np.log(share)).sum()))
     if feature.cardinality is None:
         return None
-    # of Zipf's law: entropy = log H_n + (1 / H_n) sum log(t) / t, with sum log(t) / t ~ log(n)^2 / 2
+    # Zipf's law: entropy = log H_n + (1 / H_n) sum log(t) / t, and sum log(t) / t ~ log(n)^2 / 2
     n = feature.cardinality
     mass = np.log(n) + _GAMMA + 1 / (2 * n)
     return float(np.clip(np.exp(np.log(mass) + np.log(n) ** 2 / (2 * mass)), 1.0, n))

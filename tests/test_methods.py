@@ -112,7 +112,7 @@ def test_unified_is_its_formula() -> None:
     layer = fe.embedding(SCHEMA, spec, dim=8, seed=4)
     assert layer.widths == (8, 12, 8)
     table = layer.source.rows.weight
-    assert table.shape == (50 + 3 * 3, 4)
+    assert table.shape == (50 + 3 * 2, 4)
     salt = plain_salts(4, 9)
     out = layer(IDS)
     for b, row in enumerate(IDS.tolist()):
@@ -120,7 +120,7 @@ def test_unified_is_its_formula() -> None:
         for f, (value, lookups) in enumerate(zip(row, (2, 3, 2), strict=True)):
             for number in range(lookups):
                 shared = plain_bucket(value, salt[f * 3 + number], 50)
-                wanted.append(table[50 + value * 3 + number if f == 2 else shared])
+                wanted.append(table[50 + value * 2 + number if f == 2 else shared])
         assert torch.equal(out[b], torch.cat(wanted))
 
 

@@ -69,26 +69,34 @@ class Hash(MethodConfig):
         return RowEmbedding(context, self, address=address, rows=table, combine=Concat())
 
 
-def default_rows(config: MethodConfig, schema: Schema, per_id: int = 1) -> int:
-    """Return a configuration's ``rows``: a tenth of the full table's where it sets none.
+def default_rows(
+    config: MethodConfig,
+    schema: Schema,
+    per_id: int = 1,
+    field: str = "rows",
+    least: int | None = None,
+) -> int:
+    """Return a configuration's number of rows: a tenth of the full table's where it sets none.
 
     Args:
-        config: a configuration with a field ``rows``.
+        config: a configuration.
         schema: the features.
         per_id: rows that take the place of one of the full table's.
+        field: the configuration's field that holds the number.
+        least: smallest number allowed; one row a feature by default.
 
     Raises:
-        ConfigError: there are fewer rows than features, or no cardinality to take a tenth of.
+        ConfigError: there are too few rows, or no cardinality to take a tenth of.
     """
-    rows: int | None = getattr(config, "rows", None)
+    rows: int | None = getattr(config, field)
+    least = schema.num_features if least is None else least
     if rows is None:
         if not schema.bounded:
             raise ConfigError(
-                f"{config.name}: a schema with unbounded features needs rows or a budget"
+                f"{config.name}: a schema with unbounded features needs {field} or a budget"
             )
-        return max(-(-sum(schema.cardinalities) * per_id // 10), schema.num_features)
-    least = schema.num_features
-    config.require("rows", f"at least {least}, one a feature", rows >= least)
+        return max(-(-sum(schema.cardinalities) * per_id // 10), least)
+    config.require(field, f"at least {least} for {schema.num_features} features", rows >= least)
     return rows
 
 

@@ -79,15 +79,16 @@ class MultiHash(MethodConfig):
         return replace(self, probes=max(n for n in range(1, self.probes + 1) if dim % n == 0))
 
     def smallest_knob(self, schema: Schema) -> int:
-        """One row a feature."""
-        return schema.num_features
+        """One row a block."""
+        return 1 if self.multiplexed else schema.num_features
 
     def build(self, context: BuildContext) -> PartsEmbedding:
         """Make the blocks, and the weights where they are wanted."""
         width = probe_width(self, context.dim, self.combine, self.probes)
         spread = self.combine == "concat"
         per_id = self.probes if spread else 1
-        rows = default_rows(self, context.schema, per_id)
+        least = self.smallest_knob(context.schema)
+        rows = default_rows(self, context.schema, per_id, least=least)
         if self.multiplexed:
             address, total = shared_block(context, rows, self.probes), rows
         else:
@@ -98,9 +99,7 @@ class MultiHash(MethodConfig):
         source: Source
         if weights:
             vectors = Lookup(address=address, rows=table, combine=Stack())
-            source = WeightedSum(
-                vectors=vectors, weights=importance(context, weights, self.probes)
-            )
+            source = WeightedSum(vectors=vectors, weights=importance(context, weights, self.probes))
         else:
             source = Lookup(address=address, rows=table, combine=_COMBINES[self.combine]())
         return PartsEmbedding(context, self, source)

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from featemb.config import register
 from featemb.errors import ConfigError
+from featemb.frequency import effective_sizes
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
+from featemb.methods.hash import default_rows
 from featemb.parts import Concat, SharedHashAddress
 from featemb.schema import Schema
 
@@ -23,17 +25,29 @@ class Unified(MethodConfig):
     ``C = dim / lookups``. Collisions between features are harmless as far as the model reads the
     features by different weights; small uniform initial values matter.
 
+    ``allot = "auto"`` chooses L_f by what a feature has to tell: the lookups, L a feature on
+    average, are shared out in proportion to the fourth root of its effective number of ids
+    (the perplexity of its training counts; of Zipf's law over its cardinality where there are no
+    counts), at least 1 and at most 4 L each. The fourth root is the width rule of Wang et al.,
+    "Deep & Cross Network", 2017; the paper leaves the counts to the user.
+
+    ``tables`` splits R rows into so many sub-tables of equal size, which the lookups of all
+    features take in turns: one to place on each of several devices. Bytes and answers' quality are
+    those of one table, up to the hash.
+
     Any non-negative int64 is a valid id of an unbounded feature: no vocabulary is needed. An id
     never seen in training gets the rows that its hashes share with trained ids.
 
-    Bytes: ``4 C (R + L P) + 8``, P ids in collisionless features, 8 for the seed.
+    Bytes: ``4 C (R + sum_f L_f P_f) + 8``, P_f ids in a collisionless feature, 8 for the seed.
 
     Attributes:
         rows: R, rows of the shared block; None takes the shared block to a tenth of the full
             table's numbers.
         lookups: L, lookups of a feature; it must divide ``dim``.
+        allot: "equal" lookups for every feature, or "auto".
         per_feature: other lookup counts by feature name: such a feature's width is its count
             times ``dim / lookups``.
+        tables: sub-tables of the shared block.
         collisionless: features with at most this many ids own private rows, behind the shared
             block.
         init: rows start uniform in ``[-init, init]``.
@@ -47,7 +61,9 @@ class Unified(MethodConfig):
 
     rows: int | None = None
     lookups: int = 1
+    allot: str = "equal"
     per_feature: dict[str, int] = field(default_factory=dict)
+    tables: int = 1
     collisionless: int = 0
     init: float = 0.05
 
@@ -56,6 +72,8 @@ class Unified(MethodConfig):
         super().__post_init__()
         self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("lookups", "at least 1", self.lookups >= 1)
+        self.require("allot", "equal or auto", self.allot in ("equal", "auto"))
+        self.require("tables", "at least 1", self.tables >= 1)
         self.require("collisionless", "at least 0", self.collisionless >= 0)
         positive = all(count >= 1 for count in self.per_feature.values())
         self.require("per_feature", "counts of at least 1", positive)
@@ -63,7 +81,11 @@ class Unified(MethodConfig):
     def at_width(self, dim: int) -> MethodConfig:
         """Keep the largest number of lookups that divides the width; features get equal widths."""
         lookups = max(n for n in range(1, self.lookups + 1) if dim % n == 0)
-        return replace(self, lookups=lookups, per_feature={})
+        return replace(self, lookups=lookups, allot="equal", per_feature={})
+
+    def smallest_knob(self, schema: Schema) -> int:
+        """One row a sub-table."""
+        return self.tables
 
     def build(self, context: BuildContext) -> RowEmbedding:
         """Make the shared table, with private rows behind the shared block."""
@@ -73,18 +95,19 @@ class Unified(MethodConfig):
                 f"unified: lookups must divide dim, got dim={context.dim}, lookups={self.lookups}"
             )
         chunk = context.dim // self.lookups
-        for name in self.per_feature:
-            schema.index(name)
-        counts = [self.per_feature.get(name, self.lookups) for name in schema.names]
-        shared = self._shared_rows(schema, chunk, context.dim)
+        counts = self._counts(schema)
+        shared = default_rows(self, schema, self.lookups, least=self.tables)
         first_private, end = [], shared
-        for feature in schema.features:
+        for feature, count in zip(schema.features, counts, strict=True):
             small = feature.cardinality is not None and feature.cardinality <= self.collisionless
             first_private.append(end if small else -1)
-            end += (feature.cardinality or 0) * max(counts) if small else 0
+            end += (feature.cardinality or 0) * count if small else 0
         address = SharedHashAddress(
-            size=shared,
-            lookups=max(counts),
+            sizes=tuple(
+                shared // self.tables + (number < shared % self.tables)
+                for number in range(self.tables)
+            ),
+            lookups=tuple(counts),
             first_private=tuple(first_private),
             seed=context.seed_tensor(),
         )
@@ -97,9 +120,16 @@ class Unified(MethodConfig):
             widths=[count * chunk for count in counts],
         )
 
-    def _shared_rows(self, schema: Schema, chunk: int, dim: int) -> int:
-        if self.rows is not None:
-            return self.rows
-        if not schema.bounded:
-            raise ConfigError("unified: a schema with unbounded features needs rows or a budget")
-        return -(-sum(schema.cardinalities) * dim // (10 * chunk))
+    def _counts(self, schema: Schema) -> list[int]:
+        """Lookups of each feature."""
+        for name in self.per_feature:
+            schema.index(name)
+        counts = [self.lookups] * schema.num_features
+        if self.allot == "auto":
+            roots = [size**0.25 for size in effective_sizes(schema)]
+            scale = self.lookups * len(roots) / sum(roots)
+            counts = [max(1, min(4 * self.lookups, round(scale * root))) for root in roots]
+        return [
+            self.per_feature.get(name, count)
+            for name, count in zip(schema.names, counts, strict=True)
+        ]

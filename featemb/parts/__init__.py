@@ -9,17 +9,19 @@ from featemb.parts.address import (
     SharedHashAddress,
 )
 from featemb.parts.base import Part, Source
-from featemb.parts.combine import Concat, Mean, Stack, Sum
-from featemb.parts.source import Lookup, Plus, Product, Split, Weighted
+from featemb.parts.combine import Concat, Mean, Multiply, Stack, Sum
+from featemb.parts.source import DigitLookup, Lookup, Plus, Product, Split, Weighted
 
 __all__ = [
     "Concat",
     "DigitAddress",
     "DigitHashAddress",
+    "DigitLookup",
     "FeatureAddress",
     "HashAddress",
     "Lookup",
     "Mean",
+    "Multiply",
     "OffsetAddress",
     "Part",
     "Plus",

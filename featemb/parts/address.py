@@ -125,7 +125,8 @@ class SharedHashAddress(Part):
         table = (before[feature][..., None] + number) % len(self.sizes)
         sizes = torch.tensor(self.sizes, device=ids.device)
         starts = torch.tensor((0, *accumulate(self.sizes)), device=ids.device)
-        return starts[table] + bucket(ids, salt, sizes[table])
+        rows: Tensor = starts[table] + bucket(ids, salt, sizes[table])
+        return rows
 
 
 class DigitAddress(Part):
@@ -147,7 +148,8 @@ class DigitAddress(Part):
         """Return rows ``[..., L]``."""
         constants = torch.tensor([self.offsets, self.strides, self.radices], device=ids.device)
         offset, stride, radix = constants.transpose(1, 2)[:, feature]
-        return offset + ids[..., None] // stride % radix
+        rows: Tensor = offset + ids[..., None] // stride % radix
+        return rows
 
 
 class DigitHashAddress(Part):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
+import torch
 from torch import Tensor
 
 from featemb.parts.base import Part
@@ -29,6 +32,14 @@ class Mean(Part):
     def forward(self, vectors: Tensor) -> Tensor:
         """Return ``[..., C]``."""
         return vectors.mean(-2)
+
+
+class Multiply(Part):
+    """Multiply the L vectors elementwise: ``[..., L, C] -> [..., C]``."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return ``[..., C]``."""
+        return reduce(torch.mul, vectors.unbind(-2))
 
 
 class Stack(Part):

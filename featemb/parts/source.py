@@ -28,6 +28,33 @@ class Lookup(Source):
         return vectors
 
 
+class DigitLookup(Source):
+    """Rows of an id's digits, multiplied or added; a feature may use the first few digits only.
+
+    Attributes:
+        address: (ids, feature) -> rows ``[..., L]``.
+        rows: rows ``[..., L]`` -> vectors ``[..., L, C]``.
+        used: number of digits of each feature.
+        multiply: whether to multiply rather than add.
+    """
+
+    address: nn.Module
+    rows: nn.Module
+    used: tuple[int, ...]
+    multiply: bool
+
+    def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return vectors ``[..., C]``."""
+        digits = self.rows(self.address(ids, feature)).unbind(-2)
+        vectors: Tensor = digits[0]
+        used = torch.tensor(self.used, device=ids.device)[feature][..., None]
+        neutral = 1.0 if self.multiply else 0.0
+        for number, digit in enumerate(digits[1:], start=1):
+            other = torch.where(used > number, digit, neutral)
+            vectors = vectors * other if self.multiply else vectors + other
+        return vectors
+
+
 class Product(Source):
     """Elementwise product of two sources; one of them may have width 1.
 
