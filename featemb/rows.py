@@ -106,11 +106,13 @@ def copy_rows(parameter: Tensor, source: Tensor, target: Tensor) -> None:
 
     Args:
         parameter: a table ``[R, C]``.
-        source: int64 ``[K]``, rows to read; all are read before any is written.
-        target: int64 ``[K]``, distinct rows to overwrite.
+        source: int64 ``[K]``, rows to read, or ``[K, L]``: the mean of L rows is copied. All are
+            read before any is written.
+        target: int64 ``[K]``, rows to overwrite; a repeated one has the same source.
     """
     for tensor in (parameter, *_row_state(parameter)):
-        tensor[target] = tensor[source]
+        values = tensor[source]
+        tensor[target] = values.mean(1) if source.dim() > 1 else values
 
 
 @torch.no_grad()

@@ -91,9 +91,9 @@ class SketchAddress(Part):
         fields = {name: getattr(self, name) for name in self.fields()}
         cold = self.pointers == COLD
         fields["keys"] = self.keys.masked_fill(cold, -1)
-        return SketchAddress(
-            **fields | {"seed": self.seed.clone(), "pointers": self.pointers.clone()}
-        )
+        fields["pointers"], fields["seed"] = self.pointers.clone(), self.seed.clone()
+        fields["pointers"], fields["seed"] = self.pointers.clone(), self.seed.clone()
+        return SketchAddress(**fields)
 
     def _key(self, ids: Tensor, feature: Tensor, salt: Tensor) -> Tensor:
         if self.keys.dtype == torch.int32:
