@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featemb.parts.sketch import COLD, MEDIUM, SLOTS, SketchAddress
-from featemb.rows import copy_rows
+from featemb.rows import copy_rows, gather_rows
 
 _DECAY_EVERY = 10  # decay when the inserted score passes this times S * threshold
 _EMPTY = -1
@@ -51,7 +51,8 @@ class HotSketch(nn.Module):
         scores: ``[S, 4]``; 0 in empty slots.
         free_rows: int32 ``[H]``, a stack of which the first ``num_free`` are the free hot rows.
         num_free: int64 scalar.
-        inserted: lookups counted since the last decay, int64 scalar; it stays on the CPU.
+        inserted: lookups counted since the last decay, int64 scalar; it stays on the CPU. Their
+            number follows from shapes, so that in bags it includes those with negative scores.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {
@@ -98,9 +99,10 @@ class HotSketch(nn.Module):
             found: the step's lookups.
         """
         key, score, position = distinct_keys(address.key(found.ids, found.feature), found.scores)
+        key, score, position = shorten((key >= 0).sum(), key, score, position)
         self._count(address, key, score)
         self._promote(address, weight, key, position, found)
-        self.inserted += key.numel()
+        self.inserted += found.ids.numel()
         if self.inserted > _DECAY_EVERY * self.scores.shape[0] * self.threshold:
             self.inserted.zero_()
             self._decay(address)
@@ -121,7 +123,7 @@ class HotSketch(nn.Module):
             self.scores.shape[0],
         )
         keys, scores, pointers = (
-            one[bucket] for one in (address.keys, self.scores, address.pointers)
+            gather_rows(one, bucket) for one in (address.keys, self.scores, address.pointers)
         )
         cost, order = torch.where(pointers >= 0, torch.inf, scores).sort(dim=1, stable=True)
         enter = (new_keys != _EMPTY) & (cost < torch.inf)
@@ -144,10 +146,11 @@ class HotSketch(nn.Module):
     ) -> None:
         """Give free hot rows to the batch's best ids above the threshold, with what they read."""
         slot, known = _slot(address, key, address.home(key))
-        score = torch.where(known, self.scores.view(-1)[slot], -1.0)
-        pointer = address.pointers.view(-1)[slot]
+        score = torch.where(known, self.scores.view(-1).index_select(0, slot), -1.0)
+        pointer = address.pointers.view(-1).index_select(0, slot)
         score_of_cold = torch.where(pointer >= 0, -1.0, score)
-        count = min(key.numel(), self.free_rows.numel(), self.most_promotions(key.numel()))
+        most = self.most_promotions(found.ids.numel())
+        count = min(key.numel(), self.free_rows.numel(), most)
         best, order = score_of_cold.sort(descending=True, stable=True)
         rank = torch.arange(count, device=key.device)
         taken = ((best[:count] >= self.threshold) & (rank < self.num_free)).sum()
@@ -201,14 +204,16 @@ def distinct_keys(keys: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]
     ordered, order = torch.where(scores < 0, last, keys).sort(stable=True)
     first = _first(ordered)
     group = first.cumsum(0) - 1
-    total = torch.zeros_like(scores).index_add_(0, group, scores[order].clamp(min=0))
+    total = torch.zeros_like(scores).index_add_(
+        0, group, scores.index_select(0, order).clamp(min=0)
+    )
     key = torch.full_like(keys, _EMPTY).scatter_(
         0, group, torch.where(ordered == last, _EMPTY, ordered)
     )
     start = torch.zeros_like(group).scatter_reduce_(
         0, group, torch.where(first, torch.arange(len(group), device=keys.device), 0), "amax"
     )
-    return key, total, order[start]
+    return key, total, order.index_select(0, start)
 
 
 def _entrants(
@@ -222,11 +227,13 @@ def _entrants(
         Buckets ``[G]``, keys ``[G, 4]`` (-1 where there is none) and scores ``[G, 4]`` in
         descending order, and the number of groups that are used, a scalar.
     """
-    device, most = key.device, min(key.numel(), buckets)
+    device = key.device
     # the bits of a float >= 0 are in its order
     low = _LOW - score.float().view(torch.int32).long()
     order = ((home << 31) | low).argsort(stable=True)
-    home, key, score = home[order], key[order], score[order]
+    (order,) = shorten((home < buckets).sum(), order)
+    most = min(order.numel(), buckets)
+    home, key, score = (one.index_select(0, order) for one in (home, key, score))
     first, used = _first(home), home < buckets
     group = first.cumsum(0) - 1
     index = torch.arange(key.numel(), device=device)
@@ -239,13 +246,23 @@ def _entrants(
     head = first & used
     bucket = torch.zeros(most + 1, dtype=torch.int64, device=device)
     bucket = bucket.scatter_(0, torch.where(head, group, most), home)[:-1]
-    return bucket, keys, scores, head.sum()
+    groups = head.sum()
+    bucket, keys, scores = shorten(groups, bucket, keys, scores)
+    return bucket, keys, scores, groups
 
 
 def _slot(address: SketchAddress, key: Tensor, home: Tensor) -> tuple[Tensor, Tensor]:
     """Flat slots ``[N]`` of keys ``[N]``, and whether the key is there."""
-    found = (address.keys[home] == key[:, None]) & (key >= 0)[:, None]
+    found = (gather_rows(address.keys, home) == key[:, None]) & (key >= 0)[:, None]
     return home * SLOTS + found.byte().argmax(1), found.any(1)
+
+
+def shorten(used: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+    """Cut arrays of which the first ``used`` entries count, on the CPU: no device waits there."""
+    if used.device.type != "cpu":
+        return arrays
+    length = max(1, int(used))
+    return tuple(array[:length] for array in arrays)
 
 
 def _first(ordered: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ class Cafe(MethodConfig):
 
     Deviations: the hash is a seeded mixer; the sketch is updated a step at a time, after it, so
     that of the new ids of a bucket only the best 4 of a step can enter; all compressed features
-    share one sketch and its hot rows.
+    share one sketch and its hot rows; lookups of whole features in bags count for the time of a
+    decay.
 
     Attributes:
         rows: rows of the table, hot ones included; None takes a tenth of the full table's.

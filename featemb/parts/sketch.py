@@ -69,8 +69,10 @@ class SketchAddress(Part):
         key = self._key(ids, feature, salt)
         rows = self._cold(ids, feature, salt)
         home = bucket(key, salt[2 * features], self.keys.shape[0])
-        found = _rows_of(self.keys, home) == key[..., None]
-        pointer = ((_rows_of(self.pointers, home) - COLD) * found).sum(-1) + COLD
+        found = _rows_of(self.keys, home) == key.to(self.keys.dtype)[..., None]
+        # one slot at most is found, so that the sum is its pointer
+        pointer = (_rows_of(self.pointers, home) - COLD) * found
+        pointer = pointer.sum(-1, dtype=torch.int32).long() + COLD
         rows = torch.where(pointer >= 0, pointer, rows)[..., None]
         if not self.medium_size:
             return rows
