@@ -7,11 +7,34 @@ import torch
 torch.set_num_threads(1)
 
 CASES: dict[str, tuple[str, ...]] = {
+    "adapt": ("adapt", "adapt(hot_share=0.2, rows=40)+int8"),
+    "double_hash": (
+        "double_hash",
+        "double_hash(combine=concat)+int8",
+        "double_hash(weights=0.5, multiplexed=true)",
+    ),
+    "frequency": ("frequency", "frequency(rows=60)+int4"),
     "full": ("full", "full+int8"),
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
+    "lowdim": ("lowdim", "lowdim(width=3)+int8"),
+    "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),
+    "multi_hash": (
+        "multi_hash",
+        "multi_hash(combine=concat, rows=90)+int8",
+        "multi_hash(weights=0.5, multiplexed=true, probes=3)",
+    ),
+    "qr": (
+        "qr",
+        "qr(combine=add, collisions=4, per_feature={user: 9})+int8",
+        "qr(combine=concat)",
+        "qr(partitions=3)",
+        "qr(multiplexed=true)",
+    ),
+    "robe": ("robe", "robe(chunk=3, signs=true, multiplexed=false)+int8"),
     "unified": (
         "unified",
         "unified(lookups=2)",
         "unified(lookups=2, per_feature={user: 4}, collisionless=10)+int8",
+        "unified(lookups=4, allot=auto, tables=3)",
     ),
 }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
 
+import featemb as fe
 from featemb.hashing import bucket, mix64, mix64_int, salts
 
 COUNT = 30_000
@@ -80,3 +86,89 @@ def test_exported_hashes_are_the_same() -> None:
         assert torch.equal(program.module()(*inputs), given)
         assert int(given.min()) >= 0
         assert int(given.max()) < 1000
+
+
+def movie_ids(data_file: Callable[[str], Path]) -> tuple[Tensor, Tensor]:
+    """The users and the movies of MovieLens-1M, by the numbers that its authors gave them."""
+    table = pq.read_table(data_file("ml1m"))
+    columns = [table[name].to_numpy() for name in table.column_names]
+    keys = [torch.from_numpy(np.unique(one)) for one in columns if one.dtype.kind == "i"]
+    users, movies = sorted((one for one in keys if 3000 < len(one) < 10_000), key=len)[::-1]
+    return users, movies
+
+
+def test_real_ids_spread_evenly(data_file: Callable[[str], Path]) -> None:
+    for keys in movie_ids(data_file):
+        for size in (7, 50, 150):
+            for salt in salts(torch.tensor(3), 4):
+                assert p_uniform(bucket(keys, salt, size), size) > 1e-4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_features_and_lookups_of_real_ids_are_independent(
+    data_file: Callable[[str], Path], seed: int
+) -> None:
+    """Every pair of (feature, lookup) salts puts the same ids into unrelated rows."""
+    features, lookups, cells = 3, 2, 8
+    salt = salts(torch.tensor(seed), features * lookups)
+    for keys in movie_ids(data_file):
+        rows = [bucket(keys, one, cells) for one in salt]
+        for first, second in combinations(rows, 2):
+            assert p_uniform(first * cells + second, cells * cells) > 1e-5
+
+
+class Rows(nn.Module):
+    """The rows that several layers read, by their addresses."""
+
+    def __init__(self, layers: list[fe.FeatureEmbedding]) -> None:
+        super().__init__()
+        self.addresses = nn.ModuleList(layer.freeze().source.address for layer in layers)
+
+    def forward(self, ids: Tensor, feature: Tensor) -> tuple[Tensor, ...]:
+        return tuple(address(ids, feature) for address in self.addresses)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch
+def test_rows_are_the_same_in_export_and_in_onnx(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    rng = np.random.default_rng(0)
+    cards = {"a": 3000, "b": 70, "c": 3}
+    schema = fe.Schema(
+        fe.Feature(name, n, counts=rng.integers(0, 50, n)) for name, n in cards.items()
+    )
+    specs = [
+        "hash(rows=900)",
+        "multi_hash(rows=900, combine=concat)",
+        "unified(rows=500, lookups=2, tables=3, collisionless=5)",
+        "qr(rows=900)",
+        "qr(rows=900, multiplexed=true, partitions=4)",
+        "double_hash(rows=900)",
+        "adapt(rows=900)",
+        "frequency(rows=900)",
+    ]
+    made = [fe.embedding(schema, spec, dim=8, seed=2**62 + 7) for spec in specs]
+    rows = Rows(made).eval()
+    feature = torch.arange(3)
+
+    def draw(count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(count)
+        columns = [torch.randint(0, n, (count,), generator=generator) for n in cards.values()]
+        return torch.stack(columns, 1)
+
+    sizes = {"ids": {0: torch.export.Dim("batch", min=2, max=4096)}, "feature": None}
+    program = torch.export.export(rows, (draw(8), feature), dynamic_shapes=sizes)
+    exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    path = tmp_path / "rows.onnx"
+    exported.save(str(path))
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    for count in (2, 333):
+        ids = draw(count)
+        wanted = rows(ids, feature)
+        given = session.run(None, dict(zip(names, (ids.numpy(), feature.numpy()), strict=True)))
+        for spec, one, ours, theirs in zip(
+            specs, wanted, program.module()(ids, feature), given, strict=True
+        ):
+            assert torch.equal(ours, one), spec
+            assert np.array_equal(theirs, one.numpy()), spec

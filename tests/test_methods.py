@@ -9,32 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_hash import MASK, plain_bucket, plain_mix, plain_salts
 from scipy import stats
 
 import featemb as fe
 from featemb.hashing import bucket, mix64, salts
 from featemb.methods.hash import share_rows
 
-MASK = (1 << 64) - 1
 SCHEMA = fe.Schema([fe.Feature("a", 300), fe.Feature("b", 40), fe.Feature("c", 3)])
 IDS = torch.stack([torch.arange(60) * 5 % n for n in SCHEMA.cardinalities], dim=1)
-
-
-def plain_mix(x: int) -> int:
-    """SplitMix64's finaliser on unsigned integers."""
-    x &= MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
-def plain_salts(seed: int, count: int) -> list[int]:
-    start = plain_mix(seed + 0x9E3779B97F4A7C15)
-    return [plain_mix(start + i + 1) for i in range(count)]
-
-
-def plain_bucket(value: int, salt: int, size: int) -> int:
-    return (plain_mix(value + salt) & (MASK >> 1)) % size
 
 
 @given(st.integers(0, MASK))

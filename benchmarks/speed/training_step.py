@@ -82,17 +82,26 @@ def make_step(layer: FeatureEmbedding, schema: Schema, batch: int, dense: bool) 
     optimizers = optim.build(net, lr=1e-3, optimizer=name)
     limits = torch.tensor(schema.cardinalities)
     generator = torch.Generator().manual_seed(0)
+    layers = [one for one in net.modules() if isinstance(one, FeatureEmbedding)]
+    taken = 0
 
     def step() -> float:
+        nonlocal taken
+        taken += 1
         ids = (torch.rand(batch, len(limits), generator=generator) * limits).long()
         label = (torch.rand(batch, generator=generator) < 0.25).float()
         began = time.perf_counter()
         loss = binary_cross_entropy_with_logits(net(ids), label)
+        loss = loss + sum(one.penalty() for one in layers)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        for one in layers:
+            one.after_backward()
         for optimizer in optimizers:
             optimizer.step()
+        for one in layers:
+            one.after_step(taken)
         return time.perf_counter() - began
 
     return step

@@ -55,10 +55,17 @@ class HotBitmap(Part):
         """Return the private row of each id, or -1."""
         start = torch.tensor(self.starts, device=ids.device)[feature]
         place = start + (ids >> 6)
-        word, bit = self.words[place], ids & (_WORD - 1)
-        below = word & ((torch.ones_like(bit) << bit) - 1)
+        # ONNX knows no shift by a tensor
+        bit = torch.tensor(single_bits(), device=ids.device)[ids & (_WORD - 1)]
+        word = self.words[place]
+        below = word & ~(bit | -bit)
         rank = self.ranks[place].long() + count_bits(below)
-        return torch.where(((word >> bit) & 1).bool(), rank, -1)
+        return torch.where((word & bit) != 0, rank, -1)
+
+
+def single_bits() -> list[int]:
+    """Return the 64 powers of two as int64 numbers; the last one is negative."""
+    return [1 << bit for bit in range(_WORD - 1)] + [-(1 << (_WORD - 1))]
 
 
 def count_bits(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from featemb.hashing import bucket, mix64, salts
 from featemb.parts.base import Source
+from featemb.parts.hot import single_bits
 
 _BITS = 64
 
@@ -62,5 +63,6 @@ class RobeBlocks(Source):
     def _signs(self, ids: Tensor, salt: Tensor, dtype: torch.dtype) -> Tensor:
         """Return +1 or -1 for every number of a vector: the bits of hashes of the id."""
         hashes = mix64(ids[..., None] + salt)[..., None]
-        bits = hashes >> torch.arange(_BITS, device=ids.device) & 1
-        return (1 - 2 * bits).flatten(-2)[..., : self.dim].to(dtype)
+        bits = torch.tensor(single_bits(), device=ids.device)  # ONNX knows no shift by a tensor
+        signs = torch.where((hashes & bits) != 0, -1, 1)
+        return signs.flatten(-2)[..., : self.dim].to(dtype)
