@@ -21,7 +21,7 @@ from featemb.errors import (
 from featemb.fit import History, fit
 from featemb.frozen import FrozenEmbedding, load
 from featemb.ids import Jagged
-from featemb.layer import FeatureEmbedding, MethodConfig, RowEmbedding, Stage
+from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding, Stage
 from featemb.memory import Memory
 from featemb.plan import plan
 from featemb.schema import Feature, Schema
@@ -48,6 +48,7 @@ __all__ = [
     "Jagged",
     "Memory",
     "MethodConfig",
+    "PartsEmbedding",
     "RowEmbedding",
     "RunError",
     "Schema",

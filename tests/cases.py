@@ -8,6 +8,11 @@ torch.set_num_threads(1)
 
 CASES: dict[str, tuple[str, ...]] = {
     "adapt": ("adapt", "adapt(hot_share=0.2, rows=40)+int8"),
+    "cafe": (
+        "cafe(rows=70, threshold=3.0)",
+        "cafe(levels=3)+int8",
+        "cafe(score=frequency, rows=60)",
+    ),
     "double_hash": (
         "double_hash",
         "double_hash(combine=concat)+int8",
