@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from datetime import datetime, timezone
@@ -60,13 +61,19 @@ def run_one(
         record["error"] = {
             "type": type(error).__name__,
             "message": str(error),
-            "traceback": traceback.format_exc(),
+            "traceback": _traceback(),
         }
     records.write(runs_dir, record, curve, predictions)
     if record["status"] == "failed" and config.device != "cpu":
         torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
     watch({"event": "end", "run_id": name} | _verdict(record))
     return record
+
+
+def _traceback() -> str:
+    """The traceback of the error at hand, with the library's files by their own names."""
+    home = str(Path(__file__).resolve().parent.parent) + os.sep
+    return traceback.format_exc().replace(home, "")
 
 
 def _frame(config: RunConfig, name: str) -> dict[str, Any]:

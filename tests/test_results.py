@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import featemb as fe
 from featemb.benchmarks.records import read_all
 from featemb.benchmarks.report import Row, aggregate
 
@@ -40,3 +42,44 @@ def test_speed_is_that_of_the_record() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     for value, digits in zip(record["ratios_of_medians"].values(), (2, 1, 2), strict=True):
         assert f"| {value:.{digits}f} |" in text
+
+
+def every_method() -> list[str]:
+    """The lines of the table of all methods at two sizes, from the records of its runs."""
+    runs = read_all(ROOT / "docs" / "results" / "ml1m_methods")
+    assert not runs.unreadable
+    cells: dict[str, dict[float | None, str]] = {}
+    best: dict[str, float] = {}
+    for row in aggregate(ROOT, runs.records.values()):
+        assert row.seeds == 3, f"{row.method} at {row.asked} has {row.seeds} seeds"
+        reach = row.auc.high - row.auc.value
+        size = None if row.is_full else float(row.asked.removesuffix("x"))
+        cells.setdefault(row.method, {})[size] = f"{row.auc.value:.4f} ± {reach:.4f}"
+        if size != 100:
+            best[row.method] = row.auc.value
+    for record in runs.records.values():
+        config = record["config"]
+        if record["status"] == "failed":
+            assert record["error"]["type"] == "BudgetError", record["error"]["message"]
+            floor = re.search(r"at least ([\d,]+) bytes", record["error"]["message"])
+            assert floor is not None
+            cells.setdefault(config["method"], {})[config["ratio"]] = f"needs {floor[1]} bytes"
+    full = cells.pop("full")[None]
+    order = sorted(cells, key=lambda method: -best.get(method, 0.0))
+    lines = [f"| `{method}` | {cells[method][10.0]} | {cells[method][100.0]} |" for method in order]
+    return [f"| `full`, 1x | {full} | |", *lines]
+
+
+def test_the_table_of_all_methods_is_that_of_its_records() -> None:
+    lines = every_method()
+    named = {re.match(r"\| `(\w+)", line)[1] for line in lines}  # type: ignore[index]
+    assert named == set(fe.methods())
+    assert "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_method_steps_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/results/speed/method_steps.json").read_text())
+    text = (ROOT / "docs" / "results.md").read_text()
+    for spec, found in record["methods"].items():
+        line = f"| `{spec}` | {found['milliseconds']:.0f} | {found['ratio']:.2f} |"
+        assert line in text, line

@@ -428,7 +428,6 @@ def test_what_an_id_gets_that_was_never_seen(spec: str, trained_by_others: bool)
         ("multi_hash(combine=concat, probes=3)", ["divide", "dim=16", "probes=3"]),
         ("multi_hash(combine=concat, weights=1.0)", ["weights", "concat"]),
         ("double_hash(hot_share=1.5)", ["hot_share", "between 0 and 1", "1.5"]),
-        ("qr(rows=70, collisions=3)", ["collisions", "none where rows"]),
         ("qr(rows=12)", ["rows", "at least"]),
         ("qr(per_feature={z: 3})", ["unknown feature", "z"]),
         ("qr(partitions=3, combine=concat)", ["divide", "dim=16", "partitions=3"]),

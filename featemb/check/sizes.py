@@ -30,7 +30,8 @@ def check_budget(case: Case) -> None:
         used = layer.memory().serving
         slack = max(4 * case.dim, limit / 100)
         expect(used <= limit, f"ratio {ratio}: {used} bytes are above the limit {limit:.0f}")
-        tight = used > limit - slack or _next_size(layer) > limit
+        following = used if used > limit - slack else _next_size(layer)
+        tight = following > limit or following == used  # it does not fit, or there is none
         expect(tight, f"ratio {ratio}: {used} bytes waste the limit {limit:.0f}")
 
 

@@ -57,11 +57,12 @@ class QR(MethodConfig):
     multiplexed. The smallest size takes all radices near ``n_f^(1/k)``.
 
     Attributes:
-        rows: rows of all features together; None takes a tenth of the full table's numbers.
+        rows: rows of all features together, of which those without a collision number share what
+            the others leave; None takes a tenth of the full table's numbers.
         partitions: k.
         combine: "multiply", "add" or "concat".
-        collisions: ids that share a row of the first table, for every feature; None follows
-            ``rows``.
+        collisions: ids that share a row of the first table, for every feature: a size set by hand
+            that ``rows`` does not change; None follows ``rows``.
         per_feature: other collision numbers by feature name; 1 keeps a feature whole.
         multiplexed: whether the digits of all features share one block.
         power: exponent of the share-out rule among features (see ``hash``).
@@ -91,8 +92,6 @@ class QR(MethodConfig):
         self.require("collisions", "at least 1", self.collisions is None or self.collisions >= 1)
         positive = all(count >= 1 for count in self.per_feature.values())
         self.require("per_feature", "collision numbers of at least 1", positive)
-        if self.rows is not None and not self.multiplexed:
-            self.require("collisions", "none where rows are given", self.collisions is None)
         self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def at_width(self, dim: int) -> MethodConfig:
