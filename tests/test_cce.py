@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import plain_bucket, plain_mix, plain_salts
+from plain_hash import plain_bucket, plain_mix, plain_salts
 
 import featemb as fe
 from featemb.check.case import LinearReader, task
@@ -248,6 +248,14 @@ def test_sizes_grow_with_rows() -> None:
         assert sizes[-1] <= 32 * rows + 16 + 12, "shares are of the bytes, pointers included"
     assert sizes == sorted(sizes)
     assert sizes[-1] == 343 * 32
+
+
+def test_equal_features_use_the_budget() -> None:
+    schema = fe.Schema([fe.Feature(f"f{number}", 10_000) for number in range(13)])
+    for ratio in (3, 10, 100):
+        layer = fe.embedding(schema, "cce", dim=16, ratio=ratio, device="meta")
+        limit = schema.full_bytes(16) / ratio
+        assert 0.98 * limit < layer.memory().serving <= limit
 
 
 def test_pointers_are_counted() -> None:

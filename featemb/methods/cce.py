@@ -24,6 +24,7 @@ from featemb.schema import Schema
 _BLOCK = 1 << 16
 _PER_CENTROID = 256
 _SAMPLE = 1 << 18
+_ROUNDING = 1e-6
 
 
 @register
@@ -120,8 +121,7 @@ class CCE(MethodConfig):
         if right:
             clustered = self._clustered(context, right, [plan for plan in plans if plan])
             to_right = tuple(plan is not None for plan in plans)
-            both = source is not None
-            source = Split(left=source, right=clustered, to_right=to_right) if both else clustered
+            source = Split(left=source, right=clustered, to_right=to_right) if left else clustered
         assert source is not None
         return ClusteredEmbedding(context, self, source)
 
@@ -129,8 +129,7 @@ class CCE(MethodConfig):
         self, context: BuildContext, limits: Sequence[int], plans: Sequence[tuple[int, bool]]
     ) -> Lookup:
         chunks = self.chunks
-        tables = [size * (2 if clustered else 1) * chunks for size, clustered in plans]
-        ends = (0, *accumulate(tables))
+        ends = (0, *accumulate(size * (1 + clustered) * chunks for size, clustered in plans))
         bits = [(size - 1).bit_length() if clustered else 0 for size, clustered in plans]
         address = ClusteredAddress(
             offsets=ends[:-1],
@@ -279,6 +278,7 @@ def _plan(
     Returns:
         None for a whole feature, else its size, and whether it has pointers.
     """
+    have += _ROUNDING
     if have >= cardinality:
         return None
     least = best = 0.0

@@ -40,10 +40,10 @@ class Dedup(MethodConfig):
     Analysis of Large-scale Learnable Vector Storage Compression", PVLDB 17(4), 2023.
 
     Stages: ``train``, the full table; ``merge``, which begins by merging blocks until U are left
-    (`featemb.merging`) and trains what is left further. Of merged blocks the values stay of the one
-    with the larger training counts. A feature's last block is filled up with rows of zeros, which are counted.
-    Until the stage ``merge`` the layer trains and holds the full table; `freeze` then merges a
-    copy, so that serving bytes are always those of U blocks.
+    (`featemb.merging`) and trains what is left further. Of merged blocks those values stay that
+    have the larger training counts. A feature's last block is filled up with rows of zeros, which
+    are counted. Until the stage ``merge`` the layer trains and holds the full table; `freeze` then
+    merges a copy, so that serving bytes are always those of U blocks.
 
     Deviations: U is solved from the budget and met exactly, where the paper checks the accuracy
     while merging and others may end above it. Duplicates are found by sorting the keys of an L2 LSH
