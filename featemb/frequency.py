@@ -7,7 +7,9 @@ occurring as often as every other. Unbounded features without counts have no fre
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +28,83 @@ def hot_sizes(schema: Schema, total: int) -> tuple[int, ...]:
     """
     total = min(total, sum(feature.cardinality or 0 for feature in schema.features))
     if all(f.counts is not None or f.cardinality is None for f in schema.features):
-        return _by_counts([feature.counts for feature in schema.features], total)
+        return _by_counts(schema.features, total)
     return _by_zipf(schema.features, total)
 
 
-def _by_counts(counts: Sequence[Ids | None], total: int) -> tuple[int, ...]:
-    known = [np.zeros(0, np.int64) if one is None else one for one in counts]
-    everything = np.concatenate(known)
-    if total == 0 or not len(everything):
-        return (0,) * len(known)
-    least = np.partition(everything, len(everything) - total)[len(everything) - total]
-    sizes = [int((one > least).sum()) for one in known]
+def _by_counts(features: Sequence[Feature], total: int) -> tuple[int, ...]:
+    """Find the count above which ids are taken, from the features' distinct counts."""
+    profiles = [_profile(feature) for feature in features]
+    values = np.unique(np.concatenate([one.values for one in profiles]))
+    low, high = 0, len(values)  # the smallest place whose larger counts are few enough
+    while low < high:
+        middle = (low + high) // 2
+        enough = sum(one.above(values[middle]) for one in profiles) <= total
+        low, high = (low, middle) if enough else (middle + 1, high)
+    if low == len(values):
+        return (0,) * len(profiles)
+    sizes = [one.above(values[low]) for one in profiles]
     left = total - sum(sizes)
-    for f, one in enumerate(known):
-        ties = min(left, int((one == least).sum()))
+    for f, one in enumerate(profiles):
+        ties = min(left, one.above(values[low] - 1) - sizes[f])
         sizes[f] += ties
         left -= ties
     return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """What is asked again and again of a feature's counts.
+
+    Attributes:
+        values: distinct counts, ascending.
+        larger: number of ids with a count above each of them.
+        start: 0 or 1 where the counts never rise from that id on, else None.
+        first_rank: number of ids that are more frequent than id 0.
+        smallest: number of ids with the smallest count.
+    """
+
+    values: Ids
+    larger: Ids
+    start: int | None
+    first_rank: int
+    smallest: int = 0
+
+    def above(self, count: int) -> int:
+        """Number of ids with a larger count."""
+        place = int(np.searchsorted(self.values, count, side="right")) - 1
+        return int(self.larger[place]) if place >= 0 else self.number
+
+    @property
+    def number(self) -> int:
+        """Number of ids."""
+        return int(self.larger[0]) + self.smallest if len(self.values) else 0
+
+
+_PROFILES: dict[int, tuple[weakref.ref[Ids], _Profile]] = {}
+
+
+def _profile(feature: Feature) -> _Profile:
+    """Profile a feature's counts, once: budgets are solved by building a layer many times."""
+    counts = feature.counts
+    if counts is None:
+        return _Profile(np.zeros(0, np.int64), np.zeros(0, np.int64), None, 0)
+    known = _PROFILES.get(id(counts))
+    if known is not None and known[0]() is counts:
+        return known[1]
+    values, numbers = np.unique(counts, return_counts=True)
+    falls = np.diff(counts) <= 0
+    start = 0 if bool(falls.all()) else 1 if bool(falls[1:].all()) else None
+    made = _Profile(
+        values=values,
+        larger=len(counts) - numbers.cumsum(),
+        start=start,
+        first_rank=int((counts > counts[0]).sum()),
+        smallest=int(numbers[0]),
+    )
+    key = id(counts)
+    _PROFILES[key] = (weakref.ref(counts, lambda _: _PROFILES.pop(key, None)), made)
+    return made
 
 
 def _by_zipf(features: Sequence[Feature], total: int) -> tuple[int, ...]:
@@ -72,16 +134,16 @@ def hot_ids(feature: Feature, size: int) -> Ids:
 
 
 def hot_start(feature: Feature, size: int) -> int | None:
-    """First id of the ``size`` most frequent ids where they follow each other, else None."""
-    if feature.counts is None or size == 0 or size == feature.cardinality:
+    """First id of the ``size`` most frequent ids where ids are numbered by frequency, else None.
+
+    An unknown slot at id 0 may have any count.
+    """
+    if feature.counts is None or size in (0, feature.cardinality):
         return 0
-    counts = feature.counts
-    least = np.partition(counts, len(counts) - size)[len(counts) - size]
-    first = int(np.argmax(counts >= least))
-    window = counts[first : first + size]
-    inside = bool((window >= least).all()) and len(window) == size
-    # outside of the window nothing may be more frequent than the least inside
-    return first if inside and int((counts > least).sum()) == int((window > least).sum()) else None
+    profile = _profile(feature)
+    if profile.start == 1:
+        return 0 if profile.first_rank < size else 1
+    return profile.start
 
 
 def effective_sizes(schema: Schema) -> tuple[float, ...]:

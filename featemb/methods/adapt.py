@@ -84,7 +84,7 @@ def hot_and_cold(schema: Schema, rows: int, hot_share: float) -> tuple[int, int]
     total = sum(feature.cardinality or 0 for feature in schema.features)
     if schema.bounded and rows >= total:
         return total, 0
-    hot = min(round(rows * hot_share), rows - schema.num_features, total)
+    hot = max(0, min(round(rows * hot_share), rows - schema.num_features, total))
     return hot, rows - hot
 
 
