@@ -1,10 +1,8 @@
-"""k-means for many short vectors: Lloyd's algorithm over a k-d tree.
-
-With thousands of centroids and a few numbers a vector, the tree finds the nearest centroid in a
-small part of the time that comparing with all of them takes.
-"""
+"""k-means for many short vectors, and their nearest centroids."""
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +13,7 @@ Ints = npt.NDArray[np.int64]
 
 _TREE_WIDTH = 8
 _BLOCK_NUMBERS = 1 << 24
+_BATCH = 4096
 
 
 def nearest(points: Floats, centroids: Floats) -> Ints:
@@ -38,35 +37,31 @@ def nearest(points: Floats, centroids: Floats) -> Ints:
 
 
 def k_means(
-    points: Floats, k: int, random: np.random.Generator, weights: Floats, rounds: int = 10
+    points: Floats, k: int, random: np.random.Generator, weights: Floats, epochs: int = 10
 ) -> Floats:
-    """Return centroids ``[K, C]`` that minimise the weighted squared distance to the nearest.
-
-    Lloyd, "Least squares quantization in PCM", 1982, from points drawn by their weights. A centroid
-    that no point is nearest to moves to the point that is farthest from its own; it stays unused
-    where every point has a centroid at its place.
+    """Return centroids ``[K, C]`` of scikit-learn's mini-batch k-means (Sculley, WWW 2010).
 
     Args:
         points: ``[N, C]``, N >= K.
         k: K.
-        random: draws the first centroids.
+        random: seeds the algorithm.
         weights: ``[N]``, not negative.
-        rounds: steps of the algorithm.
+        epochs: passes over the points at most.
     """
-    # the K largest of weight-scaled exponentials are a draw without replacement (Efraimidis, 2006)
-    keys = random.exponential(size=len(points)) / np.maximum(weights, 1e-30)
-    centroids = points[np.sort(np.argpartition(keys, k - 1)[:k])].copy()
-    for _ in range(rounds):
-        owner = nearest(points, centroids)
-        mass = np.bincount(owner, weights, k)
-        used = mass > 0
-        for column in range(points.shape[1]):
-            total = np.bincount(owner, weights * points[:, column], k)
-            centroids[used, column] = total[used] / mass[used]
-        unused = np.flatnonzero(np.bincount(owner, minlength=k) == 0)
-        if len(unused):
-            error = weights * np.square(points - centroids[owner]).sum(1)
-            far = np.argsort(-error, kind="stable")[: len(unused)]
-            far = far[error[far] > 0]
-            centroids[unused[: len(far)]] = points[far]
-    return centroids
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    model = MiniBatchKMeans(
+        n_clusters=k,
+        init="random",
+        n_init=1,
+        max_iter=epochs,
+        batch_size=min(len(points), max(_BATCH, 2 * k)),
+        init_size=len(points),
+        random_state=int(random.integers(2**31)),
+    )
+    with warnings.catch_warnings():
+        # fewer distinct points than centroids: the spare ones stay unused
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(points, sample_weight=np.maximum(weights, 1e-6))
+    return np.asarray(model.cluster_centers_, dtype=np.float32)

@@ -63,6 +63,6 @@ class RobeBlocks(Source):
     def _signs(self, ids: Tensor, salt: Tensor, dtype: torch.dtype) -> Tensor:
         """Return +1 or -1 for every number of a vector: the bits of hashes of the id."""
         hashes = mix64(ids[..., None] + salt)[..., None]
-        bits = torch.tensor(single_bits(), device=ids.device)  # ONNX knows no shift by a tensor
-        signs = torch.where((hashes & bits) != 0, -1, 1)
-        return signs.flatten(-2)[..., : self.dim].to(dtype)
+        bits = torch.tensor(single_bits()[: self.dim], device=ids.device)  # no shift in ONNX
+        signs = 1 - 2 * ((hashes & bits) != 0).to(dtype)
+        return signs.flatten(-2)[..., : self.dim]
