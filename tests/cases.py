@@ -13,6 +13,8 @@ CASES: dict[str, tuple[str, ...]] = {
         "cafe(levels=3)+int8",
         "cafe(score=frequency, rows=60)",
     ),
+    "cce": ("cce", "cce(rows=20, chunks=2, clusterings=1)+int8", "cce(pointer_share=0.9, rows=30)"),
+    "dedup": ("dedup+int8", "dedup(blocks=12, block=2)", "dedup(block=3, blocks=25)+int8"),
     "double_hash": (
         "double_hash",
         "double_hash(combine=concat)+int8",
