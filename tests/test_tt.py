@@ -212,12 +212,15 @@ def test_cached_ids_have_rows_of_their_own() -> None:
 def test_a_batch_of_hot_ids_only_and_of_none() -> None:
     schema = fe.Schema([fe.Feature("a", 300, multi=True)])
     layer = fe.embedding(schema, "tt(rank=2, cache=10)", dim=8)
+    optimizer = fe.optim.RowAdam(layer.parameters())  # empty row gradients are gradients, too
     for values in ([], [3, 4], [200, 201], [3, 200]):
         ids = fe.Jagged(torch.tensor(values, dtype=torch.int64), torch.tensor([len(values), 0]))
         for mode in (True, False):
             out = layer.train(mode)(ids)
             assert out.shape == (2, 8)
             out.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def test_an_unseen_id_is_the_product_of_trained_digits() -> None:

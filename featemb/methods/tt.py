@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -103,13 +103,7 @@ class TT(MethodConfig):
             sizes = (min(full, train_size(shape, factors, rank)) for full, shape in shapes)
             return 10 * sum(sizes) <= dim * sum(schema.cardinalities)
 
-        low, high = 1, 2
-        while fits(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        return largest(fits)
 
     def _trains(self, context: BuildContext, factors: tuple[int, ...], rank: int) -> Source:
         cardinalities = context.schema.cardinalities
@@ -157,6 +151,17 @@ def whole_tables(context: BuildContext, init: float) -> Source:
     cardinalities = context.schema.cardinalities
     table = context.table(sum(cardinalities), context.dim, init)
     return Lookup(address=OffsetAddress.of(cardinalities), rows=table, combine=Concat())
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """Return the largest number that fits, at least 1; all below one that fits do so, too."""
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def row_factors(n: int, cores: int) -> tuple[int, ...]:

@@ -123,15 +123,33 @@ class Split(Source):
     to_right: tuple[bool, ...]
 
     def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return vectors ``[..., D]``; both sources compute, one is taken."""
+        """Return vectors ``[..., D]``.
+
+        In training each source sees its own ids only. Otherwise both compute and one is taken.
+        """
         sides = (False, True)
         local = torch.tensor(_numbers(self.to_right), device=ids.device)[feature]
         right = torch.tensor(self.to_right, device=ids.device)[feature]
+        if self.training:
+            return self._apart(ids, local, right)
         left_vectors, right_vectors = (
             source(torch.where(right == side, ids, 0), torch.where(right == side, local, 0))
             for source, side in zip((self.left, self.right), sides, strict=True)
         )
         return torch.where(right[..., None], right_vectors, left_vectors)
+
+    def _apart(self, ids: Tensor, local: Tensor, right: Tensor) -> Tensor:
+        shape = (ids + local).shape
+        ids, local, right = (one.expand(shape).reshape(-1) for one in (ids, local, right))
+        places = [(right == side).nonzero()[:, 0] for side in (False, True)]
+        vectors = torch.cat(
+            [
+                source(ids[own], local[own])
+                for source, own in zip((self.left, self.right), places, strict=True)
+            ]
+        )
+        joined = vectors.new_empty(vectors.shape).index_copy(0, torch.cat(places), vectors)
+        return joined.view(*shape, vectors.shape[1])
 
     def dense(self, ids: Tensor) -> Tensor:
         """Return ``[B, F, D]``; each source computes its own columns only."""
