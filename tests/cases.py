@@ -15,6 +15,11 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "cce": ("cce", "cce(rows=20, chunks=2, clusterings=1)+int8", "cce(pointer_share=0.9, rows=30)"),
     "dedup": ("dedup+int8", "dedup(blocks=12, block=2)", "dedup(block=3, blocks=25)+int8"),
+    "dhe": (
+        "dhe(width=8, hashes=32, layers=2)",
+        "dhe(hashes=16, layers=2)+int8",
+        "dhe(width=8, hashes=32, layers=2, distribution=normal)",
+    ),
     "double_hash": (
         "double_hash",
         "double_hash(combine=concat)+int8",
@@ -38,6 +43,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "qr(multiplexed=true)",
     ),
     "robe": ("robe", "robe(chunk=3, signs=true, multiplexed=false)+int8"),
+    "tt": ("tt(rank=2)", "tt(rank=3, cores=2)+int8", "tt(cores=4, cache=20)"),
     "unified": (
         "unified",
         "unified(lookups=2)",

@@ -189,6 +189,8 @@ def test_unseeded_hash() -> None:
             offsets=layer.source.address.offsets,
             sizes=sizes,
             whole=(False,) * len(sizes),
+            lookups=1,
+            spread=False,
             seed=torch.tensor(salt, device=context.device),
         )
         return layer
