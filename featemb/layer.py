@@ -113,11 +113,15 @@ class MethodConfig(Config):
     unbounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check the types, and the range of initial values that most methods have."""
+        """Check the types, and the ranges of the settings that most methods have."""
         super().__post_init__()
-        init = getattr(self, "init", 0.0)
-        if not 0 <= init < float("inf"):
+        if not 0 <= getattr(self, "init", 0.0) < float("inf"):
             self.require("init", "finite and at least 0", holds=False)
+        if not 0 <= getattr(self, "power", 0.0) <= 1:
+            self.require("power", "between 0 and 1", holds=False)
+        size = None if self.knob is None else getattr(self, self.knob)
+        if self.knob is not None and size is not None and size < 1:
+            self.require(self.knob, "at least 1", holds=False)
 
     def build(self, context: BuildContext) -> FeatureEmbedding:
         """Make the layer."""

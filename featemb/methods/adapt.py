@@ -53,9 +53,7 @@ class Adapt(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("hot_share", "between 0 and 1", 0 <= self.hot_share <= 1)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def smallest_knob(self, schema: Schema) -> int:
         """One cold row a feature."""

@@ -97,12 +97,10 @@ class Cafe(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("levels", "2 or 3", self.levels in (2, 3))
         inside = self.hot_share is None or 0 < self.hot_share < 1
         self.require("hot_share", "between 0 and 1, both excluded", inside)
         self.require("medium_share", "between 0 and 1, both excluded", 0 < self.medium_share < 1)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
         self.require("score", f"one of {', '.join(_SCORES)}", self.score in _SCORES)
         positive = self.threshold is None or 0 < self.threshold < float("inf")
         self.require("threshold", "finite and above 0", positive)

@@ -82,12 +82,10 @@ class CCE(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("chunks", "at least 1", self.chunks >= 1)
         self.require("clusterings", "at least 0", self.clusterings >= 0)
         allowed = 0 < self.pointer_share <= 1
         self.require("pointer_share", "above 0 and at most 1", allowed)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights: pointers are no smaller than single numbers."""

@@ -78,7 +78,6 @@ class Dedup(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("blocks", "at least 1", self.blocks is None or self.blocks >= 1)
         self.require("block", "at least 1", self.block >= 1)
         self.require("similarity", "between 0 and 1", 0 <= self.similarity <= 1)
 

@@ -75,7 +75,6 @@ class DHE(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("width", "at least 1", self.width is None or self.width >= 1)
         self.require("hashes", "at least 1", self.hashes >= 1)
         self.require("layers", "at least 2", self.layers >= 2)
         known = self.distribution in ("uniform", "normal")

@@ -10,13 +10,10 @@ from featemb.frequency import hot_sizes
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.adapt import cold_blocks, hot_and_cold
 from featemb.methods.hash import default_rows, share_rows
-from featemb.methods.multi_hash import importance, probe_width, shared_block
-from featemb.parts import Concat, Lookup, Mean, Part, Source, Stack, Sum
-from featemb.parts import Weighted as WeightedSum
+from featemb.methods.multi_hash import COMBINES, probe_width, shared_block, weighted
+from featemb.parts import Lookup, Source, Stack
 from featemb.parts.hot import HotAddress, hot_rank
 from featemb.schema import Schema
-
-_COMBINES: dict[str, type[Part]] = {"mean": Mean, "sum": Sum, "concat": Concat}
 
 
 @register
@@ -68,13 +65,11 @@ class DoubleHash(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("hot_share", "between 0 and 1", 0 <= self.hot_share <= 1)
-        self.require("combine", f"one of {', '.join(_COMBINES)}", self.combine in _COMBINES)
+        self.require("combine", f"one of {', '.join(COMBINES)}", self.combine in COMBINES)
         self.require("weights", "at least 0 and finite", 0 <= self.weights < float("inf"))
         if self.combine == "concat":
             self.require("weights", '0 with combine="concat"', self.weights == 0)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Average first-order weights where the width cannot be halved."""
@@ -107,11 +102,10 @@ class DoubleHash(MethodConfig):
             spread=self.combine == "concat",
         )
         table = context.table(ids * per_id + tail, width, self.init)
-        weights = round(self.weights * rows)
         source: Source
-        if weights:
+        if weights := round(self.weights * rows):
             vectors = Lookup(address=address, rows=table, combine=Stack())
-            source = WeightedSum(vectors=vectors, weights=importance(context, weights, 2))
+            source = weighted(context, vectors, weights, 2)
         else:
-            source = Lookup(address=address, rows=table, combine=_COMBINES[self.combine]())
+            source = Lookup(address=address, rows=table, combine=COMBINES[self.combine]())
         return PartsEmbedding(context, self, source)

@@ -43,11 +43,6 @@ class Frequency(MethodConfig):
     rows: int | None = None
     init: float = 0.05
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
-
     def smallest_knob(self, schema: Schema) -> int:
         """The unknown rows."""
         return schema.num_features

@@ -51,12 +51,6 @@ class Hash(MethodConfig):
     power: float = 0.5
     init: float = 0.05
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
-
     def smallest_knob(self, schema: Schema) -> int:
         """One row a feature."""
         return schema.num_features

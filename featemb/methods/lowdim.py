@@ -37,11 +37,6 @@ class LowDim(MethodConfig):
     width: int | None = None
     init: float = 0.05
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        self.require("width", "at least 1", self.width is None or self.width >= 1)
-
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights: a row of one number cannot be narrower."""
         return self if dim > 1 else Hash(init=self.init)

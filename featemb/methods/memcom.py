@@ -47,12 +47,6 @@ class Memcom(MethodConfig):
     power: float = 0.5
     init: float = 0.05
 
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
-
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights (see the deviations)."""
         return self if dim > 1 else Hash(power=self.power, init=self.init)

@@ -9,11 +9,21 @@ from featemb.config import register
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import default_rows, hash_blocks, share
-from featemb.parts import Concat, HashAddress, Lookup, Mean, OffsetAddress, Part, Source, Stack, Sum
-from featemb.parts import Weighted as WeightedSum
+from featemb.parts import (
+    Concat,
+    HashAddress,
+    Lookup,
+    Mean,
+    OffsetAddress,
+    Part,
+    Source,
+    Stack,
+    Sum,
+    Weighted,
+)
 from featemb.schema import Schema
 
-_COMBINES: dict[str, type[Part]] = {"mean": Mean, "sum": Sum, "concat": Concat}
+COMBINES: dict[str, type[Part]] = {"mean": Mean, "sum": Sum, "concat": Concat}
 
 
 @register
@@ -64,13 +74,11 @@ class MultiHash(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("probes", "at least 1", self.probes >= 1)
-        self.require("combine", f"one of {', '.join(_COMBINES)}", self.combine in _COMBINES)
+        self.require("combine", f"one of {', '.join(COMBINES)}", self.combine in COMBINES)
         self.require("weights", "at least 0 and finite", 0 <= self.weights < float("inf"))
         if self.combine == "concat":
             self.require("weights", '0 with combine="concat"', self.weights == 0)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Keep the largest number of probes that divides the width, where they lie side by side."""
@@ -95,13 +103,12 @@ class MultiHash(MethodConfig):
             sizes = share(self, context.schema, rows, per_id)
             address, total = hash_blocks(context, sizes, self.probes, spread)
         table = context.table(total, width, self.init)
-        weights = round(self.weights * rows)
         source: Source
-        if weights:
+        if weights := round(self.weights * rows):
             vectors = Lookup(address=address, rows=table, combine=Stack())
-            source = WeightedSum(vectors=vectors, weights=importance(context, weights, self.probes))
+            source = weighted(context, vectors, weights, self.probes)
         else:
-            source = Lookup(address=address, rows=table, combine=_COMBINES[self.combine]())
+            source = Lookup(address=address, rows=table, combine=COMBINES[self.combine]())
         return PartsEmbedding(context, self, source)
 
 
@@ -131,8 +138,8 @@ def shared_block(context: BuildContext, rows: int, lookups: int) -> HashAddress:
     )
 
 
-def importance(context: BuildContext, count: int, probes: int) -> Lookup:
-    """Return a source of weight vectors ``[..., k]``, an id's own where ``count`` allows."""
+def weighted(context: BuildContext, vectors: Lookup, count: int, probes: int) -> Source:
+    """Return the sum of an id's k vectors by ``count`` weight vectors, its own where they do."""
     schema = context.schema
     address: Part
     if schema.bounded and count >= sum(schema.cardinalities):
@@ -143,4 +150,5 @@ def importance(context: BuildContext, count: int, probes: int) -> Lookup:
         # a seed of its own: an id's weights must not collide where its rows do
         address.seed = address.seed + 1
     table = context.table(count, probes, 0.0, center=1 / probes)
-    return Lookup(address=address, rows=table, combine=Concat())
+    weights = Lookup(address=address, rows=table, combine=Concat())
+    return Weighted(vectors=vectors, weights=weights)

@@ -86,13 +86,11 @@ class QR(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("partitions", "at least 2", self.partitions >= 2)
         self.require("combine", f"one of {', '.join(_COMBINES)}", self.combine in _COMBINES)
         self.require("collisions", "at least 1", self.collisions is None or self.collisions >= 1)
         positive = all(count >= 1 for count in self.per_feature.values())
         self.require("per_feature", "collision numbers of at least 1", positive)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Multiply first-order weights where the width cannot be split among the digits."""

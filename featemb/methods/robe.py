@@ -63,9 +63,7 @@ class Robe(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("blocks", "at least 1", self.blocks is None or self.blocks >= 1)
         self.require("chunk", "at least 1", self.chunk is None or self.chunk >= 1)
-        self.require("power", "between 0 and 1", 0 <= self.power <= 1)
 
     def smallest_knob(self, schema: Schema) -> int:
         """One block an array."""

@@ -70,7 +70,6 @@ class TT(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rank", "at least 1", self.rank is None or self.rank >= 1)
         self.require("cores", "2, 3 or 4", self.cores in (2, 3, 4))
         self.require("cache", "at least 0", self.cache >= 0)
         self.require("init", "above 0, cores of zeros never learn", self.init > 0)

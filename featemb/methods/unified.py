@@ -70,7 +70,6 @@ class Unified(MethodConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        self.require("rows", "at least 1", self.rows is None or self.rows >= 1)
         self.require("lookups", "at least 1", self.lookups >= 1)
         self.require("allot", "equal or auto", self.allot in ("equal", "auto"))
         self.require("tables", "at least 1", self.tables >= 1)
