@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from plain_hash import MASK, plain_mix, plain_salts
+from public_sizes import SCHEMAS
 from scipy import stats
-from test_real_budgets import SCHEMAS
 
 import featemb as fe
 from featemb.parts import Split

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from public_sizes import SCHEMAS
 
 import featemb as fe
 from featemb.budget import parse_bytes
@@ -16,8 +17,6 @@ from featemb.methods.unified import Unified
 
 CODECS = st.sampled_from(["", "+fp16", "+int8", "+int4", "+int2"])
 # distinct values of Criteo Kaggle's 26 fields
-CRITEO = (1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194)
-CRITEO += (27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572)
 
 specs = st.one_of(
     st.builds(
@@ -94,7 +93,7 @@ def test_budgets_are_met_from_below(cards: list[int], spec: str, codec: str, rat
 @pytest.mark.parametrize("spec", ["hash", "unified(lookups=2)", "unified+int4"])
 @pytest.mark.parametrize("ratio", [2, 10, 100, 1000, 10_000])
 def test_criteo_size_plans_without_memory(spec: str, ratio: float) -> None:
-    schema = fe.Schema(fe.Feature(f"C{n + 1}", card) for n, card in enumerate(CRITEO))
+    schema = SCHEMAS["criteo"]
     layer = fe.embedding(schema, spec, dim=16, ratio=ratio, device="meta")
     limit = schema.full_bytes(16) / ratio
     assert limit - max(64, limit / 100) < layer.memory().serving <= limit

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_real_budgets import SCHEMAS
+from public_sizes import SCHEMAS
 
 import featemb as fe
 from featemb.methods.tt import balanced_factors, row_factors, train_size
