@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -87,6 +87,11 @@ class BuildContext:
             with self.device:
                 return RowTable(num_rows, width, init, generator=None)
         return RowTable(num_rows, width, init, self.generator(), center).to(self.device)
+
+    def only(self, wanted: Sequence[bool]) -> BuildContext:
+        """Return the context of some of the features."""
+        kept = [f for f, keep in zip(self.schema.features, wanted, strict=True) if keep]
+        return replace(self, schema=Schema(kept))
 
     def generator(self) -> torch.Generator:
         """Return a generator of its own for the next table (or other tensor) of the layer."""

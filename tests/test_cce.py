@@ -58,7 +58,7 @@ def made(spec: str = SPEC, seed: int = 7, schema: fe.Schema = SCHEMA) -> fe.Feat
 
 def plain_vector(layer: fe.FeatureEmbedding, feature: int, value: int) -> torch.Tensor:
     """The formula for one id of a feature that the right source serves, by the plain integers."""
-    lookup = layer.source.right
+    lookup = layer.source.sources[1]
     address, table = lookup.address, lookup.rows.weight
     chunks, features = address.chunks, len(address.sizes)
     size, clustered = address.sizes[feature], address.second[feature] > 0
@@ -88,10 +88,10 @@ def test_it_is_its_formula(spec: str, clustered: bool) -> None:
     layer = made(spec)
     if clustered:
         layer.cluster()
-    assert layer.source.to_right == (True, True, False)
+    assert layer.source.which == (True, True, False)
     ids = torch.stack([torch.arange(60) * 5 % n for n in SCHEMA.cardinalities], dim=1)
     out = layer(ids).view(-1, 3, 8)
-    own = layer.source.left.rows.weight
+    own = layer.source.sources[0].rows.weight
     for b, (first, second, third) in enumerate(ids.tolist()):
         for f, value in ((0, first), (1, second)):
             assert torch.allclose(out[b, f], plain_vector(layer, f, value), atol=1e-6)
@@ -100,7 +100,7 @@ def test_it_is_its_formula(spec: str, clustered: bool) -> None:
 
 def test_pointers_begin_as_a_hash() -> None:
     layer = made()
-    address = layer.source.right.address
+    address = layer.source.sources[1].address
     salt = plain_salts(7, 2 * 2 * 2)
     read = address.pointers(torch.arange(600), torch.tensor(0)).view(300, 2)
     for value in range(300):
@@ -111,12 +111,12 @@ def test_pointers_begin_as_a_hash() -> None:
 def chunks_of(layer: fe.FeatureEmbedding, feature: int, count: int) -> torch.Tensor:
     ids = torch.arange(count)
     vectors = layer.lookup(ids, torch.full_like(ids, feature))
-    return vectors.detach().view(count, layer.source.right.address.chunks, -1)
+    return vectors.detach().view(count, layer.source.sources[1].address.chunks, -1)
 
 
 def test_a_clustering_one_id_at_a_time() -> None:
     layer = made()
-    address, table = layer.source.right.address, layer.source.right.rows.weight.detach()
+    address, table = layer.source.sources[1].address, layer.source.sources[1].rows.weight.detach()
     before = chunks_of(layer, 0, 300)
     layer.cluster()
     assert int(address.round) == 1
@@ -149,7 +149,7 @@ def test_a_clustering_one_id_at_a_time() -> None:
 
 def test_a_clustering_finds_planted_clusters() -> None:
     layer = made("cce(rows=110, chunks=1)")
-    lookup = layer.source.right
+    lookup = layer.source.sources[1]
     with torch.no_grad():  # 5 distinct vectors, fewer than centroids: no error is left
         size = lookup.address.sizes[0]
         assert size > 5
@@ -186,11 +186,11 @@ def test_training_counts_weigh_and_unseen_ids_follow() -> None:
     counts[:40] = 1
     schema = fe.Schema([fe.Feature("a", 300, counts=counts), *SCHEMA.features[1:]])
     layer = made("cce(rows=230, chunks=1)", schema=schema)
-    assert layer.source.right.address.sizes[0] > 40
+    assert layer.source.sources[1].address.sizes[0] > 40
     before = chunks_of(layer, 0, 300)[:, 0]
     layer.cluster()
-    table = layer.source.right.rows.weight.detach()[: layer.source.right.address.sizes[0]]
-    read = layer.source.right.address.pointers(torch.arange(300), torch.tensor(0))
+    table = layer.source.sources[1].rows.weight.detach()[: layer.source.sources[1].address.sizes[0]]
+    read = layer.source.sources[1].address.pointers(torch.arange(300), torch.tensor(0))
     assert torch.allclose(table[read[:40]], before[:40], atol=1e-6), "trained ids own centroids"
     # ids that training never saw belong to the cluster nearest to the vector that they had
     distance = (table[None] - before[40:, None]).square().sum(-1)
@@ -205,7 +205,7 @@ def test_stages_and_repeats() -> None:
     assert [one.epochs for one in stages] == [1, 1, 1, None]
     for stage in stages:
         layer.begin_stage(stage)
-    assert int(layer.source.right.address.round) == 3
+    assert int(layer.source.sources[1].address.round) == 3
     again = made("cce(rows=110, clusterings=3)")
     for stage in stages:
         again.begin_stage(stage)
@@ -260,7 +260,7 @@ def test_equal_features_use_the_budget() -> None:
 
 def test_pointers_are_counted() -> None:
     layer = made()
-    address = layer.source.right.address
+    address = layer.source.sources[1].address
     bits = [(size - 1).bit_length() for size in address.sizes]
     words = sum(
         -(-n * 2 * b // 32)

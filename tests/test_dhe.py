@@ -26,7 +26,7 @@ def ids_of(batch: int, schema: fe.Schema = SCHEMA) -> torch.Tensor:
 
 
 def networks_of(layer: fe.FeatureEmbedding) -> NormedDeepHash:
-    source = layer.source.left if isinstance(layer.source, Split) else layer.source
+    source = layer.source.sources[0] if isinstance(layer.source, Split) else layer.source
     assert isinstance(source, NormedDeepHash)
     return source
 

@@ -23,9 +23,10 @@ BIG = fe.Schema([fe.Feature("a", 20_000), fe.Feature("b", 8_000)])
 
 def train_of(layer: fe.FeatureEmbedding) -> TensorTrain:
     source = layer.source
-    for kind, name in ((Split, "left"), (HotLookup, "cold")):
-        if isinstance(source, kind):
-            source = getattr(source, name)
+    if isinstance(source, Split):
+        source = source.sources[0]
+    if isinstance(source, HotLookup):
+        source = source.cold
     assert isinstance(source, TensorTrain)
     return source
 

@@ -118,8 +118,9 @@ class CCE(MethodConfig):
             source = Lookup(address=OffsetAddress.of(left), rows=table, combine=Concat())
         if right:
             clustered = self._clustered(context, right, [plan for plan in plans if plan])
-            to_right = tuple(plan is not None for plan in plans)
-            source = Split(left=source, right=clustered, to_right=to_right) if left else clustered
+            which = tuple(int(plan is not None) for plan in plans)
+            both = [source, clustered]
+            source = Split(sources=both, which=which, dim=context.dim) if left else clustered
         assert source is not None
         return ClusteredEmbedding(context, self, source)
 
@@ -225,7 +226,7 @@ class ClusteredEmbedding(PartsEmbedding):
         address.pointers.write(pointers.flatten(), feature, first * address.chunks)
 
     def _lookup(self) -> Lookup:
-        lookup = self.source.right if isinstance(self.source, Split) else self.source
+        lookup = self.source.sources[1] if isinstance(self.source, Split) else self.source
         assert isinstance(lookup, Lookup)
         return lookup
 
@@ -235,10 +236,8 @@ class ClusteredEmbedding(PartsEmbedding):
 
     def _features(self, address: ClusteredAddress) -> Iterator[tuple[int, int, int]]:
         """Yield number, number within the address and cardinality of features with pointers."""
-        sides = (
-            self.source.to_right if isinstance(self.source, Split) else [True] * len(self.widths)
-        )
-        numbers = [f for f, is_right in enumerate(sides) if is_right]
+        sides = self.source.which if isinstance(self.source, Split) else [1] * len(self.widths)
+        numbers = [f for f, clustered in enumerate(sides) if clustered]
         for feature, number in enumerate(numbers):
             if address.second[feature]:
                 yield number, feature, self.schema.cardinalities[number]

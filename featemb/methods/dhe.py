@@ -12,7 +12,7 @@ from featemb.config import register
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
-from featemb.methods.tt import largest, only, whole_tables
+from featemb.methods.tt import largest, whole_tables
 from featemb.parts import Split
 from featemb.parts.deep_hash import NormedDeepHash
 from featemb.schema import Schema
@@ -92,14 +92,14 @@ class DHE(MethodConfig):
         width = self._default_width(schema, dim) if self.width is None else self.width
         size = self.network_size(width, dim)
         self.require("width", "such that networks hold below 2^59 numbers", size < _MOST_NUMBERS)
-        whole = tuple(_table_size(n, dim) <= size for n in _cardinalities(schema))
+        whole = tuple(int(_table_size(n, dim) <= size) for n in _cardinalities(schema))
         if all(whole):
             return PartsEmbedding(context, self, whole_tables(context, self.init))
-        networks = self._networks(only(context, [not one for one in whole]), width)
+        networks = self._networks(context.only([not one for one in whole]), width)
         if not any(whole):
             return PartsEmbedding(context, self, networks)
-        tables = whole_tables(only(context, whole), self.init)
-        split = Split(left=networks, right=tables, to_right=whole)
+        tables = whole_tables(context.only([bool(one) for one in whole]), self.init)
+        split = Split(sources=[networks, tables], which=whole, dim=dim)
         return PartsEmbedding(context, self, split)
 
     def network_size(self, width: int, dim: int) -> int:

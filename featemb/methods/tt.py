@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from typing import ClassVar
@@ -83,14 +83,14 @@ class TT(MethodConfig):
             (n * dim, train_size(row_factors(n, self.cores), factors, rank))
             for n in schema.cardinalities
         ]
-        whole = tuple(full <= cost for full, cost in sizes)
+        whole = tuple(int(full <= cost) for full, cost in sizes)
         if all(whole):
             return PartsEmbedding(context, self, whole_tables(context, self.init))
-        trains = self._trains(only(context, [not one for one in whole]), factors, rank)
+        trains = self._trains(context.only([not one for one in whole]), factors, rank)
         if not any(whole):
             return PartsEmbedding(context, self, trains)
-        tables = whole_tables(only(context, whole), self.init)
-        split = Split(left=trains, right=tables, to_right=whole)
+        tables = whole_tables(context.only([bool(one) for one in whole]), self.init)
+        split = Split(sources=[trains, tables], which=whole, dim=context.dim)
         return PartsEmbedding(context, self, split)
 
     def _default_rank(self, schema: Schema, dim: int) -> int:
@@ -137,12 +137,6 @@ class TT(MethodConfig):
             rows=context.table(cached, context.dim, self.init),
             cold=train,
         )
-
-
-def only(context: BuildContext, wanted: Sequence[bool]) -> BuildContext:
-    """Return the context of some of the features."""
-    kept = [f for f, keep in zip(context.schema.features, wanted, strict=True) if keep]
-    return replace(context, schema=Schema(kept))
 
 
 def whole_tables(context: BuildContext, init: float) -> Source:

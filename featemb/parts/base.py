@@ -22,8 +22,9 @@ class Part(nn.Module):
 
     Every annotation of a subclass is a field, given to the constructor by keyword:
     ``Tensor`` fields become buffers, or parameters where a parameter is given; ``nn.Module`` fields
-    children (in a frozen layer they are parts), everything else is a setting that JSON can hold
-    (numbers, strings, tuples of these). A part's class name is its kind in files.
+    children and ``nn.ModuleList`` fields lists of children (in a frozen layer they are parts),
+    everything else is a setting that JSON can hold (numbers, strings, tuples of these). A part's
+    class name is its kind in files.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {}
@@ -41,6 +42,8 @@ class Part(nn.Module):
         for name, value in fields.items():
             if declared[name] is Tensor and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
+            elif declared[name] is nn.ModuleList:
+                setattr(self, name, nn.ModuleList(value))
             else:
                 setattr(self, name, tuple(value) if isinstance(value, list) else value)
 
@@ -61,6 +64,8 @@ class Part(nn.Module):
             value = getattr(self, name)
             if hint is Tensor:
                 value = value.detach().clone()
+            elif isinstance(value, nn.ModuleList):
+                value = [one.frozen(codec) for one in value]  # type: ignore[operator]  # a part
             elif isinstance(value, nn.Module):
                 value = value.frozen(codec)  # type: ignore[operator]  # a part or a table
             fields[name] = value
@@ -71,8 +76,7 @@ class Part(nn.Module):
         tree: dict[str, Any] = {"kind": type(self).__name__}
         for name, kind in self.fields().items():
             if kind is not Tensor:
-                value = getattr(self, name)
-                tree[name] = value.describe() if isinstance(value, Part) else value
+                tree[name] = _described(getattr(self, name))
         return tree
 
     @staticmethod
@@ -91,10 +95,22 @@ class Part(nn.Module):
             key = prefix + name if hint is Tensor else name
             if key not in source:
                 raise FormatError(f"part {kind!r} lacks its field {key!r}")
-            value = source[key]
-            is_part = isinstance(value, Mapping) and "kind" in value
-            fields[name] = Part.rebuild(value, tensors, f"{prefix}{name}.") if is_part else value
+            fields[name] = _rebuilt(source[key], tensors, f"{prefix}{name}.")
         return _KINDS[kind](**fields)
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, nn.ModuleList):
+        return [_described(one) for one in value]
+    return value.describe() if isinstance(value, Part) else value
+
+
+def _rebuilt(value: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
+    if isinstance(value, Mapping) and "kind" in value:
+        return Part.rebuild(value, tensors, prefix)
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        return [_rebuilt(one, tensors, f"{prefix}{i}.") for i, one in enumerate(value)]
+    return value
 
 
 class Source(Part):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
@@ -108,68 +110,71 @@ class Weighted(Source):
 
 
 class Split(Source):
-    """Some features are served by one source, the others by another.
+    """Each feature is served by one of several sources; narrower vectors are filled up with zeros.
 
-    Each source is made for its own features only, numbered from 0 in their order.
+    A source is made for its own features only, numbered from 0 in their order.
 
     Attributes:
-        left: source of the features with ``to_right[f]`` false.
-        right: source of the others; it gives vectors of the same width.
-        to_right: which features the right source serves; both kinds occur.
+        sources: S sources, each of one feature at least.
+        which: number of each feature's source.
+        dim: width D of the vectors.
     """
 
-    left: nn.Module
-    right: nn.Module
-    to_right: tuple[bool, ...]
+    sources: nn.ModuleList
+    which: tuple[int, ...]
+    dim: int
 
     def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
         """Return vectors ``[..., D]``.
 
-        In training each source sees its own ids only. Otherwise both compute and one is taken.
+        In training each source sees its own ids only. Otherwise all compute and one is taken.
         """
-        sides = (False, True)
-        local = torch.tensor(_numbers(self.to_right), device=ids.device)[feature]
-        right = torch.tensor(self.to_right, device=ids.device)[feature]
+        local = torch.tensor(_numbers(self.which), device=ids.device)[feature]
+        which = torch.tensor(self.which, device=ids.device)[feature]
         if self.training:
-            return self._apart(ids, local, right)
-        left_vectors, right_vectors = (
-            source(torch.where(right == side, ids, 0), torch.where(right == side, local, 0))
-            for source, side in zip((self.left, self.right), sides, strict=True)
-        )
-        return torch.where(right[..., None], right_vectors, left_vectors)
+            return self._apart(ids, local, which)
+        vectors: Tensor | None = None
+        for number, source in enumerate(self.sources):
+            own = which == number
+            found = self._wide(source(torch.where(own, ids, 0), torch.where(own, local, 0)))
+            vectors = found if vectors is None else torch.where(own[..., None], found, vectors)
+        assert vectors is not None
+        return vectors
 
-    def _apart(self, ids: Tensor, local: Tensor, right: Tensor) -> Tensor:
+    def _apart(self, ids: Tensor, local: Tensor, which: Tensor) -> Tensor:
         shape = (ids + local).shape
-        ids, local, right = (one.expand(shape).reshape(-1) for one in (ids, local, right))
-        places = [(right == side).nonzero()[:, 0] for side in (False, True)]
-        vectors = torch.cat(
-            [
-                source(ids[own], local[own])
-                for source, own in zip((self.left, self.right), places, strict=True)
-            ]
-        )
+        ids, local, which = (one.expand(shape).reshape(-1) for one in (ids, local, which))
+        places, found = [], []
+        for number, source in enumerate(self.sources):
+            own = (which == number).nonzero()[:, 0]
+            places.append(own)
+            found.append(self._wide(source(ids[own], local[own])))
+        vectors = torch.cat(found)
         joined = vectors.new_empty(vectors.shape).index_copy(0, torch.cat(places), vectors)
-        return joined.view(*shape, vectors.shape[1])
+        return joined.view(*shape, self.dim)
 
     def dense(self, ids: Tensor) -> Tensor:
         """Return ``[B, F, D]``; each source computes its own columns only."""
-        columns = [
-            [f for f, is_right in enumerate(self.to_right) if is_right == side]
-            for side in (False, True)
-        ]
+        columns: list[list[int]] = [[] for _ in self.sources]
+        for feature, number in enumerate(self.which):
+            columns[number].append(feature)
         parts = [
-            source.dense(ids[:, own])  # type: ignore[operator]  # a source
-            for source, own in zip((self.left, self.right), columns, strict=True)
+            self._wide(source.dense(ids[:, own]))  # type: ignore[operator]  # a source
+            for source, own in zip(self.sources, columns, strict=True)
         ]
-        order = sorted(range(len(self.to_right)), key=[*columns[0], *columns[1]].__getitem__)
+        order = sorted(range(len(self.which)), key=list(chain(*columns)).__getitem__)
         return torch.cat(parts, 1)[:, order]
 
+    def _wide(self, vectors: Tensor) -> Tensor:
+        missing = self.dim - vectors.shape[-1]
+        return torch.nn.functional.pad(vectors, (0, missing)) if missing else vectors
 
-def _numbers(to_right: tuple[bool, ...]) -> list[int]:
-    """Number the features of each side from 0."""
-    seen = {False: 0, True: 0}
+
+def _numbers(which: tuple[int, ...]) -> list[int]:
+    """Number the features of each source from 0."""
+    seen: dict[int, int] = {}
     numbers = []
-    for side in to_right:
-        numbers.append(seen[bool(side)])
-        seen[bool(side)] += 1
+    for number in which:
+        numbers.append(seen.get(number, 0))
+        seen[number] = numbers[-1] + 1
     return numbers

@@ -1,0 +1,170 @@
+"""Which of many positions are kept, and the sparse rows that are made of it.
+
+A position is a number ``0 <= p < total``: of an id (`KeptRows`), or of a weight (`KeptWeights`). An
+index maps a kept position to its rank among the kept ones, and any other to -1. Its bytes depend on
+how many positions are kept and not on which: the size of a pruned layer is known before it is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from featemb.errors import ConfigError
+from featemb.memory import module_bytes
+from featemb.parts.base import Part
+from featemb.parts.hot import count_bits, single_bits
+
+_WORD = 64
+_INT32 = 2**31 - 1
+
+
+class EveryPosition(Part):
+    """All positions are kept: no bytes."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the ranks: the positions themselves."""
+        return positions
+
+
+class BitIndex(Part):
+    """A bit a position, and the number of set bits before every 64th: 12 bytes a 64 positions.
+
+    Attributes:
+        words: int64, the bits.
+        ranks: int32 (int64 beyond 2^31 kept positions), kept positions before each word.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"words": "remap", "ranks": "remap"}
+    words: Tensor
+    ranks: Tensor
+
+    @classmethod
+    def of(cls, kept: Tensor, total: int) -> BitIndex:
+        """Return the index of ascending positions int64 ``[m]``."""
+        shape, device = -(-total // _WORD), kept.device
+        words = torch.zeros(shape, dtype=torch.int64, device=device)
+        counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        if not kept.is_meta:
+            bits = torch.tensor(single_bits(), device=device)[kept % _WORD]
+            words.index_add_(0, kept // _WORD, bits)  # distinct bits: or is plus
+            counts.index_add_(0, kept // _WORD, torch.ones_like(kept))
+        dtype = torch.int32 if kept.numel() <= _INT32 else torch.int64
+        return cls(words=words, ranks=(counts.cumsum(0) - counts).to(dtype))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the rank of each position int64 ``[...]``, or -1."""
+        place = positions >> 6
+        bit = torch.tensor(single_bits(), device=positions.device)[positions & (_WORD - 1)]
+        word = self.words[place]
+        below = word & ~(bit | -bit)
+        return torch.where((word & bit) != 0, self.ranks[place].long() + count_bits(below), -1)
+
+
+class ListIndex(Part):
+    """Kept positions by blocks, as the columns of CSR: 1 or 2 bytes each, and 4 bytes a block.
+
+    Within a block of ``block`` positions the kept ones are listed in order, as offsets from its
+    beginning (less 2^15 where they need 16 bits: signed numbers are the ones that every runtime
+    has). A lookup is a binary search of its block.
+
+    Attributes:
+        starts: int32 (int64 beyond 2^31), kept positions before each block, and of all.
+        places: uint8 or int16, the offsets.
+        block: positions a block: at most 2^8 (uint8) or 2^16 (int16).
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"starts": "remap", "places": "remap"}
+    starts: Tensor
+    places: Tensor
+    block: int
+
+    @classmethod
+    def of(cls, kept: Tensor, total: int, block: int) -> ListIndex:
+        """Return the index of ascending positions int64 ``[m]``."""
+        blocks, device = -(-total // block), kept.device
+        counts = torch.zeros(blocks + 1, dtype=torch.int64, device=device)
+        if not kept.is_meta:
+            counts.index_add_(0, kept // block + 1, torch.ones_like(kept))
+        dtype = torch.int32 if kept.numel() <= _INT32 else torch.int64
+        wide = block > 2**8
+        places = (kept % block - 2**15).short() if wide else (kept % block).to(torch.uint8)
+        return cls(starts=counts.cumsum(0).to(dtype), places=places, block=block)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Return the rank of each position int64 ``[...]``, or -1."""
+        block = positions // self.block
+        wanted = positions % self.block
+        low, end = self.starts[block].long(), self.starts[block + 1].long()
+        high = end
+        for _ in range(self.block.bit_length()):
+            middle = (low + high) >> 1
+            right = (low < high) & (self._place(middle) < wanted)
+            low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
+        return torch.where((low < end) & (self._place(low) == wanted), low, -1)
+
+    def _place(self, rank: Tensor) -> Tensor:
+        place = self.places[rank.clamp(max=self.places.shape[0] - 1)].long()
+        return place + 2**15 if self.block > 2**8 else place
+
+
+def smallest_index(kept: Tensor, total: int) -> Part:
+    """Return the index of ascending positions int64 ``[m]`` of ``[0, total)`` with fewest bytes.
+
+    Raises:
+        ConfigError: nothing is kept.
+    """
+    if not kept.numel():
+        raise ConfigError("an index needs at least one position to keep")
+    if kept.numel() == total:
+        return EveryPosition()
+    forms: list[Callable[[Tensor], Part]] = [
+        lambda kept: BitIndex.of(kept, total),
+        lambda kept: ListIndex.of(kept, total, 2**8),
+        lambda kept: ListIndex.of(kept, total, 2**16),
+    ]
+    plan = torch.empty_like(kept, device="meta")
+    return min(forms, key=lambda form: sum(module_bytes(form(plan)).values()))(kept)
+
+
+class KeptRows(Part):
+    """Some rows of a table, the others are zero.
+
+    Attributes:
+        index: position -> rank or -1.
+        rows: rows ``[...]`` -> vectors ``[..., C]``, the kept ones.
+    """
+
+    index: nn.Module
+    rows: nn.Module
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return vectors ``[..., C]`` of row numbers of the whole table."""
+        rank = self.index(rows)
+        vectors: Tensor = self.rows(rank.clamp(min=0))
+        return torch.where((rank >= 0)[..., None], vectors, torch.zeros_like(vectors))
+
+
+class KeptWeights(Part):
+    """Some numbers of a table, the others are zero: CSR or a bitmask, by its index.
+
+    Attributes:
+        index: position ``row width + column`` -> rank or -1.
+        values: rows ``[...]`` -> ``[..., 1]``, the kept numbers.
+        width: C.
+    """
+
+    index: nn.Module
+    values: nn.Module
+    width: int
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return vectors ``[..., C]`` of row numbers of the whole table."""
+        column = torch.arange(self.width, device=rows.device)
+        rank = self.index(rows[..., None] * self.width + column)
+        values: Tensor = self.values(rank.clamp(min=0))[..., 0]
+        return torch.where(rank >= 0, values, torch.zeros_like(values))
