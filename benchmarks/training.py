@@ -16,7 +16,8 @@ from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.environment import synchronize
 from featemb.benchmarks.evaluation import predict, quick_scores
 from featemb.datasets import Dataset
-from featemb.fit import History, fit
+from featemb.fit import fit
+from featemb.loop import History
 from featemb.models import CTRModel
 
 OnRecord = Callable[[dict[str, Any]], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from featemb import check, optim
+from featemb import check, optim, staging
 from featemb.build import embedding
 from featemb.config import names as _names
 from featemb.errors import (
@@ -18,14 +18,17 @@ from featemb.errors import (
     RunError,
     SchemaError,
 )
-from featemb.fit import History, fit
+from featemb.evaluator import Evaluator
+from featemb.fit import fit
 from featemb.frozen import FrozenEmbedding, load
 from featemb.ids import Jagged
-from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding, Stage
+from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
+from featemb.loop import History
 from featemb.memory import Memory
 from featemb.plan import plan
 from featemb.schema import Feature, Schema
 from featemb.spec import Spec, parse
+from featemb.stage import Stage
 
 if TYPE_CHECKING:
     from featemb import benchmarks as benchmarks
@@ -38,6 +41,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "Evaluator",
     "FeatembError",
     "Feature",
     "FeatureEmbedding",
@@ -64,6 +68,7 @@ __all__ = [
     "optim",
     "parse",
     "plan",
+    "staging",
 ]
 
 _LAZY = ("benchmarks", "datasets", "models")

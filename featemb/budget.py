@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from featemb.errors import BudgetError, ConfigError
+from featemb.errors import BudgetError, ConfigError, RunError
 from featemb.layer import BuildContext
 from featemb.memory import module_bytes
 from featemb.schema import Schema
@@ -47,10 +47,16 @@ def parse_bytes(size: int | str) -> int:
 
 def serving_bytes(spec: Spec, schema: Schema, dim: int, seed: int = 0) -> int:
     """Serving bytes of a spec, by building it on the meta device: no formula that could drift."""
-    layer = spec.method.build(BuildContext(schema, dim, seed, torch.device("meta")))
-    if spec.codec is not None:
-        layer.codec = spec.codec
+    layer = spec.method.build(context_of(spec, schema, dim, seed, torch.device("meta")))
     return sum(module_bytes(layer.freeze()).values())
+
+
+def context_of(
+    spec: Spec, schema: Schema, dim: int, seed: int, device: torch.device
+) -> BuildContext:
+    """Return what a spec's method is built from."""
+    context = BuildContext(schema, dim, seed, device)
+    return context if spec.codec is None else replace(context, codec=spec.codec)
 
 
 def solve(spec: Spec, schema: Schema, dim: int, limit: int, seed: int = 0) -> Spec:
@@ -72,6 +78,10 @@ def solve(spec: Spec, schema: Schema, dim: int, limit: int, seed: int = 0) -> Sp
         raise ConfigError(
             f"{write(spec.method)} sets {knob!r} by hand; give that or a ratio or budget, not both"
         )
+    if spec.method.knob_in_bytes:
+        if (used := size(limit)) > limit:
+            raise RunError(f"{with_knob(limit)} takes {used:,} bytes, more than its limit")
+        return with_knob(limit)
     smallest = spec.method.smallest_knob(schema)
     floor = size(smallest)
     if floor > limit:

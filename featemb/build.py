@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from featemb.budget import check_size, parse_bytes, solve
+from featemb.budget import check_size, context_of, parse_bytes, solve
 from featemb.errors import ConfigError
 from featemb.hashing import mix64_int
-from featemb.layer import BuildContext, FeatureEmbedding, MethodConfig
+from featemb.layer import FeatureEmbedding, MethodConfig
 from featemb.schema import Schema
 from featemb.spec import Spec, parse
 
@@ -44,10 +44,8 @@ class Request:
         limit = self.limit()
         if limit is not None:
             spec = solve(spec, self.schema, self.dim, limit, self.seed)
-        context = BuildContext(self.schema, self.dim, self.seed, self.device)
+        context = context_of(spec, self.schema, self.dim, self.seed, self.device)
         layer = spec.method.build(context)
-        if spec.codec is not None:
-            layer.codec = spec.codec
         layer.request = self
         return layer
 

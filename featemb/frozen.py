@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from featemb.base import SourceEmbedding
 from featemb.config import discover
 from featemb.errors import FormatError
+from featemb.files import replacing
 from featemb.memory import Memory, module_bytes
 from featemb.parts import Part, Source
 from featemb.schema import Schema
@@ -60,9 +60,6 @@ class FrozenEmbedding(SourceEmbedding):
         """
         from safetensors.torch import save_file
 
-        target = Path(path)
-        if not target.parent.is_dir():
-            raise FormatError(f"there is no folder {os.fspath(target.parent)!r} to save into")
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         header = {
             "format": FORMAT,
@@ -73,18 +70,8 @@ class FrozenEmbedding(SourceEmbedding):
         }
         text = _deflate(json.dumps(header, separators=(",", ":")))
         metadata = {_KEY: text, "checksum": _checksum(text, tensors)}
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # safetensors makes files that only their owner reads
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata)
-            temporary.chmod(mode)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> FrozenEmbedding:

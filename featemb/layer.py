@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from featemb.memory import Memory, module_bytes, training_bytes
 from featemb.parts import Lookup, Source
 from featemb.rows import RowTable
 from featemb.schema import Schema
+from featemb.stage import Stage
 
 if TYPE_CHECKING:
     from featemb.build import Request
@@ -37,24 +38,6 @@ _MOST_NUMBERS = 2**59
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of a method's training, as data for the loop.
-
-    Attributes:
-        name: shown in records.
-        kind: "train" runs epochs; "search" calls the layer's ``search``.
-        weights: "keep" continues; "initial" first rewinds the whole model to its start, except
-            what the layer keeps itself in ``begin_stage`` (masks, dimensions).
-        epochs: upper limit for this stage; None takes the run's.
-    """
-
-    name: str
-    kind: Literal["train", "search"] = "train"
-    weights: Literal["keep", "initial"] = "keep"
-    epochs: int | None = None
-
-
-@dataclass(frozen=True)
 class BuildContext:
     """What a method's ``build`` gets beside its configuration.
 
@@ -63,6 +46,7 @@ class BuildContext:
         dim: output width asked for.
         seed: the one source of randomness.
         device: where the tables are made; "meta" for plans.
+        codec: format of the frozen rows, for methods that fit their size to bytes.
         tables: counts the tables made, so that each draws its own initial values.
     """
 
@@ -70,6 +54,7 @@ class BuildContext:
     dim: int
     seed: int
     device: torch.device
+    codec: Codec = field(default_factory=Fp32)
     tables: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     def seed_tensor(self) -> Tensor:
@@ -108,6 +93,8 @@ class MethodConfig(Config):
         summary: one line for lists and the docs' table.
         paper: source (authors, venue, year).
         knob: the integer setting that a byte budget is solved for; None if the size is fixed.
+        knob_in_bytes: whether the knob is the limit of serving bytes itself: the method fits its
+            parts to it, and raises `BudgetError` in ``build`` where it cannot.
         unbounded: whether features without a cardinality are accepted.
     """
 
@@ -115,6 +102,7 @@ class MethodConfig(Config):
     summary: ClassVar[str]
     paper: ClassVar[str]
     knob: ClassVar[str | None] = None
+    knob_in_bytes: ClassVar[bool] = False
     unbounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -156,10 +144,15 @@ class FeatureEmbedding(EmbeddingBase):
         request: what `featemb.embedding` was asked for, from which `companion` is made.
         sizes_follow_values: whether the frozen size depends on the values of tensors (pruning), not
             only on their shapes; `memory` then freezes the real layer.
+        architecture: names of parameters and buffers that a rewind leaves alone: what was searched.
+        smooth: whether answers in training are a smooth function of the parameters; false with
+            random masks or surrogate gradients, whose gradients a method tests by their formula.
     """
 
     request: Request
     sizes_follow_values: ClassVar[bool] = False
+    architecture: ClassVar[tuple[str, ...]] = ()
+    smooth: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,10 +164,13 @@ class FeatureEmbedding(EmbeddingBase):
         super().__init__(context.schema, context.dim, widths)
         self.config = config
         self.seed = context.seed
-        self.codec: Codec = Fp32()
+        self.codec = context.codec
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`)."""
+        """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`).
+
+        A group with ``split="held_out"`` is trained on held-out batches, in stages that have them.
+        """
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def penalty(self) -> Tensor:
@@ -193,10 +189,13 @@ class FeatureEmbedding(EmbeddingBase):
         return (Stage("train"),)
 
     def begin_stage(self, stage: Stage) -> None:
-        """Called before a stage, after its rewind."""
+        """Called before a stage that the layer lists, after its rewind."""
 
     def search(self, stage: Stage, evaluate: Callable[[], float]) -> None:
         """Run a search stage; ``evaluate()`` scores the model as it stands, higher is better.
+
+        Where ``evaluate`` has a method ``variants(count)`` it scores several forms of the layer in
+        one pass (see `featemb.Evaluator`).
 
         Raises:
             FeatembError: the method has no search stage.

@@ -29,6 +29,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "full": ("full", "full+int8"),
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
     "lowdim": ("lowdim", "lowdim(width=3)+int8"),
+    "magnitude": (
+        "magnitude",
+        "magnitude(unit=rows, kept=60)+int8",
+        "magnitude(kept=300)+int8",
+    ),
     "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),
     "multi_hash": (
         "multi_hash",

@@ -11,8 +11,8 @@ import torch
 import featemb as fe
 from featemb.check.case import SINGLE, LinearReader, mean_loss, task
 from featemb.fit import fit
-from featemb.layer import Stage
 from featemb.merging import merge
+from featemb.stage import Stage
 
 SCHEMA = fe.Schema([fe.Feature("a", 301), fe.Feature("b", 42), fe.Feature("c", 3)])
 IDS = torch.stack([torch.arange(301) % n for n in SCHEMA.cardinalities], dim=1)

@@ -89,7 +89,7 @@ def test_it_is_its_formula(spec: str, training: bool) -> None:
     for f in (0, 1):
         codes = [plain_codes(9, int(x), f, 2, 10, spec == NORMAL) for x in ids[:, f]]
         wanted[:, f] = plain_network(part, f, np.array(codes), training)
-    wanted[:, 2] = layer.source.right.rows.weight.detach().numpy()[ids[:, 2]]
+    wanted[:, 2] = layer.source.sources[1].rows.weight.detach().numpy()[ids[:, 2]]
     dense = layer(ids).view(50, 3, 4).detach().numpy()
     np.testing.assert_allclose(dense, wanted, atol=1e-9)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
@@ -187,14 +187,14 @@ def test_each_side_of_a_split_sees_its_own_ids() -> None:
     assert torch.equal(seen, networks_of(alone).running_mean)
     apart.sum().backward()
     optimizer.step()
-    rows = layer.source.right.rows.weight.grad
+    rows = layer.source.sources[1].rows.weight.grad
     assert rows.coalesce().indices().tolist() == [[2]]
 
 
 def test_serving_folds_the_norms() -> None:
     layer = shaken(fe.embedding(SCHEMA, SPEC, dim=4)).eval()
     frozen = layer.freeze()
-    assert isinstance(frozen.source.left, DeepHash)
+    assert isinstance(frozen.source.sources[0], DeepHash)
     assert not any("running" in name or "scale" in name for name in frozen.state_dict())
     ids = ids_of(30)
     assert torch.equal(frozen(ids), layer(ids))

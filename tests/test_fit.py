@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import featemb as fe
 from featemb.check.case import LinearReader, TaskBatch, mean_loss, task
-from featemb.layer import Stage
+from featemb.stage import Stage
 
 DATA = task(12)
 

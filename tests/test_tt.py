@@ -66,7 +66,7 @@ def test_it_is_its_formula(spec: str, dim: int) -> None:
         if n in compressed:
             wanted = tables[compressed.index(n)]
         else:
-            rows = layer.source.right.rows.weight.detach()
+            rows = layer.source.sources[1].rows.weight.detach()
             first = sum(m for m in SCHEMA.cardinalities[:f] if m not in compressed)
             wanted = rows[first : first + n].numpy()
         for mode in (True, False):

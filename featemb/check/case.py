@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from featemb import staging
 from featemb.build import embedding
 from featemb.errors import FeatembError
+from featemb.evaluator import Evaluator
 from featemb.fit import fit
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding
@@ -60,11 +63,13 @@ class Case:
         return embedding(schema, self.spec, dim=self.dim, seed=seed, **options)
 
     def finished(self, schema: Schema) -> FeatureEmbedding:
-        """Return a layer that has gone through its training stages without a step."""
+        """Return a layer that has gone through its stages without a step."""
         layer = self.layer(schema)
+        start = copy.deepcopy(layer.state_dict())
         for stage in layer.stages():
-            if stage.kind == "train":
-                layer.begin_stage(stage)
+            staging.begin(layer, stage, start)
+            if stage.kind == "search":
+                staging.search(layer, stage, lambda: 0.0)
         return layer.eval()
 
     def trained(self, seed: int = 0) -> FeatureEmbedding:
@@ -72,7 +77,8 @@ class Case:
         layer = self.layer(seed=seed)
         model = LinearReader(layer)
         data = task()
-        fit(model, lambda epoch: data, lambda: -mean_loss(model, data), epochs=3, lr=0.03)
+        score = Evaluator(model, lambda: data, _negative_loss)
+        fit(model, lambda epoch: data, score, held_out=lambda epoch: data[::-1], epochs=3, lr=0.03)
         return layer.eval()
 
 
@@ -133,6 +139,10 @@ def task(batches: int = 40, batch: int = 128) -> list[TaskBatch]:
         signal = (ids[:, 0] % 2).float() * 0.6 + (ids[:, 1] % 2).float() * 0.3
         made.append(TaskBatch(ids, None, (noise < 0.05 + signal).float()))
     return made
+
+
+def _negative_loss(label: Tensor, logits: Tensor) -> float:
+    return -float(nn.functional.binary_cross_entropy_with_logits(logits, label))
 
 
 @torch.no_grad()

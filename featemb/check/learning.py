@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from featemb import optim
+from featemb import optim, staging
 from featemb.check.case import (
     Case,
     LinearReader,
@@ -18,16 +19,28 @@ from featemb.check.case import (
     task,
 )
 from featemb.fit import fit
+from featemb.stage import Stage
 
 
 def check_gradients(case: Case) -> None:
-    """Double-precision gradients agree with finite differences for every parameter."""
+    """Double-precision gradients agree with finite differences for every parameter.
+
+    A layer whose training is not smooth (random masks, surrogate gradients) is checked in eval
+    mode, for the parameters that move its answers there.
+    """
     layer = case.layer().double()
+    if not layer.smooth:
+        layer.eval()
     ids = single_ids(5)
     reader = torch.randn(
         sum(layer.widths), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
     )
+    moving = layer(ids).sum()
+    assert isinstance(moving, Tensor)
     for name, parameter in layer.named_parameters():
+        if torch.autograd.grad(moving, parameter, retain_graph=True, allow_unused=True)[0] is None:
+            expect(not layer.smooth, f"the answers do not depend on {name!r}")
+            continue
         base = parameter.detach().clone()
 
         def read(value: Tensor, name: str = name) -> Tensor:
@@ -83,7 +96,14 @@ def check_stages_learn(case: Case) -> None:
     labels = torch.cat([batch.label for batch in data])
     base = float(nn.functional.binary_cross_entropy(labels.mean().expand_as(labels), labels))
     before = mean_loss(model.eval(), data)
-    history = fit(model, lambda epoch: data, lambda: -mean_loss(model, data), epochs=5, lr=0.03)
+    history = fit(
+        model,
+        lambda epoch: data,
+        lambda: -mean_loss(model, data),
+        held_out=lambda epoch: data,
+        epochs=5,
+        lr=0.03,
+    )
     after = mean_loss(model, data)
     expect(
         after < min(before, base - 0.003), f"loss {before:.4f} -> {after:.4f}, constant {base:.4f}"
@@ -92,39 +112,77 @@ def check_stages_learn(case: Case) -> None:
 
 
 def check_resume_is_exact(case: Case) -> None:
-    """Training resumed from a checkpoint equals training that was not interrupted."""
+    """Training resumed from a checkpoint, in any stage, equals one that was not interrupted."""
+    for number, stage in enumerate(case.layer().stages()):
+        if stage.kind == "train":
+            _check_resume(case, number)
+
+
+def _check_resume(case: Case, number: int) -> None:
+    """Interrupt the stage of a number in its middle."""
     data = task(12)
-    straight = LinearReader(case.layer(seed=5))
-    optimizers = _steps(straight, data[:6], None)
-    checkpoint = copy.deepcopy((straight.state_dict(), [one.state_dict() for one in optimizers]))
-    _steps(straight, data[6:], optimizers)
-    resumed = LinearReader(case.layer(seed=6))
+    straight, resumed = (LinearReader(case.layer(seed=seed)) for seed in (5, 6))
+    stage = straight.layer.stages()[number]
+    optimizers = _stages_before(straight, number, data[:6])
+    _steps(straight, data[:6], stage, optimizers)
+    checkpoint = copy.deepcopy(
+        (straight.state_dict(), [one.state_dict() for one in chain(*optimizers)])
+    )
+    _steps(straight, data[6:], stage, optimizers)
     resumed.load_state_dict(checkpoint[0])
-    fresh = optim.build(resumed, lr=0.01)
-    for optimizer, state in zip(fresh, checkpoint[1], strict=True):
+    fresh = _optimizers(resumed, stage)
+    for optimizer, state in zip(chain(*fresh), checkpoint[1], strict=True):
         optimizer.load_state_dict(state)
-    _steps(resumed, data[6:], fresh)
+    _steps(resumed, data[6:], stage, fresh)
     for (name, one), other in zip(
         straight.state_dict().items(), resumed.state_dict().values(), strict=True
     ):
-        expect(torch.equal(one, other), f"{name!r} differs after resuming")
+        expect(torch.equal(one, other), f"{name!r} differs after resuming in {stage.name!r}")
+
+
+Optimizers = tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]
+
+
+def _optimizers(model: LinearReader, stage: Stage) -> Optimizers:
+    """Those of training batches and those of held-out batches."""
+    made = [optim.build(model, lr=0.01, stage=stage, split=split) for split in _SPLITS]
+    return made[0], made[1]
+
+
+_SPLITS = ("train", "held_out")
+
+
+def _stages_before(model: LinearReader, number: int, data: list[TaskBatch]) -> Optimizers:
+    """Go through the stages before one, a few steps each, and begin it; return its optimizers."""
+    start = copy.deepcopy(model.state_dict())
+    optimizers: Optimizers | None = None
+    for stage in model.layer.stages()[: number + 1]:
+        staging.begin(model, stage, start)
+        if stage.kind == "search":
+            staging.search(model, stage, lambda: -mean_loss(model, data))
+            continue
+        if optimizers is None or stage.optimizer == "new":
+            optimizers = _optimizers(model, stage)
+        if stage.name != model.layer.stages()[number].name:
+            _steps(model, data, stage, optimizers)
+    assert optimizers is not None
+    return optimizers
 
 
 def _steps(
-    model: LinearReader, data: list[TaskBatch], optimizers: list[torch.optim.Optimizer] | None
-) -> list[torch.optim.Optimizer]:
+    model: LinearReader, data: list[TaskBatch], stage: Stage, optimizers: Optimizers
+) -> None:
     """A user's own loop over one stage: the same public calls as `featemb.fit`."""
-    optimizers = optimizers or optim.build(model, lr=0.01)
+    model.train()
     for step, batch in enumerate(data, start=1):
-        loss = _loss(model, batch) + model.layer.penalty()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        model.layer.after_backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        for used in optimizers if stage.held_out else optimizers[:1]:
+            loss = _loss(model, batch) + model.layer.penalty()
+            model.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            model.layer.after_backward()
+            for optimizer in used:
+                optimizer.step()
         model.layer.after_step(step)
-    return optimizers
 
 
 def _loss(model: nn.Module, batch: TaskBatch) -> Tensor:

@@ -71,7 +71,8 @@ def check_frozen_answers(case: Case) -> None:
 def check_frozen_is_separate(case: Case) -> None:
     """The frozen layer shares no tensor with the trained one: later training leaves it alone."""
     layer = case.layer()
-    trained = {_storage(tensor) for tensor in layer.state_dict().values()}
+    state = layer.state_dict()  # held: a freed tensor's memory may be another's
+    trained = {_storage(tensor) for tensor in state.values()}
     for codec in names("codec"):
         frozen = layer.freeze(codec)
         shared = [

@@ -14,12 +14,13 @@ from torch import Tensor
 from featemb.clustering import Floats, k_means, nearest
 from featemb.config import register
 from featemb.errors import ConfigError
-from featemb.layer import BuildContext, MethodConfig, PartsEmbedding, Stage
+from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash, default_rows
 from featemb.parts import Concat, Lookup, OffsetAddress, Source, Split
 from featemb.parts.clustered import ClusteredAddress, PairSum
 from featemb.parts.packed import PackedInts
 from featemb.schema import Schema
+from featemb.stage import Stage
 
 _BLOCK = 1 << 16
 _PER_CENTROID = 256

@@ -15,7 +15,7 @@ from featemb.codecs.base import Codec, check_finite
 from featemb.config import register
 from featemb.errors import BudgetError
 from featemb.frozen import FrozenEmbedding
-from featemb.layer import BuildContext, MethodConfig, PartsEmbedding, Stage
+from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.merging import merge
 from featemb.methods.hash import Hash
 from featemb.parts import Concat, Lookup, OffsetAddress
@@ -24,6 +24,7 @@ from featemb.parts.packed import PackedInts
 from featemb.rows import RowTable
 from featemb.schema import Schema
 from featemb.spec import Spec
+from featemb.stage import Stage
 
 _MERGED = "source.address.pointers.words"
 

@@ -12,6 +12,7 @@ from featemb.errors import ConfigError, nearest
 from featemb.layer import FeatureEmbedding
 from featemb.optim.dense import DenseAdam
 from featemb.optim.lazy import RowAdagrad, RowAdam, RowSGD
+from featemb.stage import Stage
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "row_adam": RowAdam,
@@ -27,8 +28,12 @@ def build(
     optimizer: str = "row_adam",
     weight_decay: float = 0.0,
     net_weight_decay: float = 0.0,
+    stage: Stage | None = None,
+    split: str = "train",
 ) -> list[torch.optim.Optimizer]:
     """Make the optimizers of a model: the groups of its embedding layers, then the rest.
+
+    Make them anew for every stage that does not keep its optimizer: a layer's groups may change.
 
     Args:
         model: a module with any number of `featemb.FeatureEmbedding` inside.
@@ -37,6 +42,8 @@ def build(
             may name another.
         weight_decay: L2 on the embedding layers (see the module's text for what lazy means).
         net_weight_decay: L2 on all other parameters.
+        stage: what is trained; without its ``network`` the layers alone.
+        split: "train", or "held_out" for the groups that are trained on held-out batches.
 
     Raises:
         ConfigError: there is no such optimizer.
@@ -46,10 +53,12 @@ def build(
     for layer in (module for module in model.modules() if isinstance(module, FeatureEmbedding)):
         for group in layer.param_groups(lr):
             entry = {"weight_decay": weight_decay, **group, "params": list(group["params"])}
-            groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
             seen.update(id(parameter) for parameter in entry["params"])
+            if entry.pop("split", "train") == split and entry["params"]:
+                groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
+        seen.update(id(parameter) for parameter in layer.parameters())
     rest = [parameter for parameter in model.parameters() if id(parameter) not in seen]
-    if rest:
+    if rest and split == "train" and (stage is None or stage.network):
         groups[optimizer].append({"params": rest, "lr": lr, "weight_decay": net_weight_decay})
     made = []
     for name, entries in groups.items():

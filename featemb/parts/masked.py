@@ -1,0 +1,83 @@
+"""`MaskedRows`: a table of which only some rows, or some numbers, are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from featemb.errors import DataError
+from featemb.parts.base import Part
+from featemb.parts.kept import KeptRows, KeptWeights, smallest_index
+
+if TYPE_CHECKING:
+    from featemb.codecs.base import Codec
+
+
+class MaskedRows(Part):
+    """Rows of a table whose pruned rows or numbers read as zero; served in a sparse form.
+
+    Attributes:
+        rows: the table ``[R, C]``.
+        keep: bool ``[R, 1]`` (whole rows) or ``[R, C]`` (single numbers).
+        kept: number of true entries, known before the mask is.
+        masks_training: whether pruned entries are zero in training mode too; set by the layer.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"keep": "masks"}
+    rows: nn.Module
+    keep: Tensor
+    kept: int
+    masks_training: ClassVar[bool] = False
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return vectors ``[..., C]``."""
+        vectors: Tensor = self.rows(rows)
+        if self.training and not self.masks_training:
+            return vectors
+        return torch.where(self.keep[rows], vectors, torch.zeros_like(vectors))
+
+    def frozen(self, codec: Codec) -> Part:
+        """Return the kept entries and the index of the others, by the fewest bytes."""
+        weight = self.rows.get_parameter("weight").detach()
+        if self.kept == self.keep.numel():
+            return codec.encode(weight)
+        places = self._places()
+        index = smallest_index(places, self.keep.numel())
+        if self.keep.shape[1] == 1:
+            return KeptRows(index=index, rows=codec.encode(weight[places]))
+        values = codec.encode(weight.reshape(-1)[places][:, None])
+        sparse = KeptWeights(index=index, values=values, width=weight.shape[1])
+        dense = codec.encode(torch.where(self.keep, weight, torch.zeros_like(weight)))
+        return min((sparse, dense), key=_bytes)
+
+    def _places(self) -> Tensor:
+        """Return the kept entries' numbers, ascending int64 ``[kept]``."""
+        if self.keep.is_meta:
+            return torch.empty(self.kept, dtype=torch.int64, device="meta")
+        return self.keep.reshape(-1).nonzero()[:, 0]
+
+
+def _bytes(part: Part) -> int:
+    return sum(one.numel() * one.element_size() for one in part.buffers())
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Return the mask, of the scores' shape, of the ``count`` largest; of equal ones the first.
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    if scores.is_meta:
+        return torch.empty_like(scores, dtype=torch.bool)
+    flat = scores.reshape(-1)
+    if torch.isnan(flat).any():
+        raise DataError(f"entry {int(torch.isnan(flat).nonzero()[0])} has no score: it is NaN")
+    if count >= flat.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    cut = flat.kthvalue(flat.numel() - count + 1).values if count else flat.new_tensor(float("inf"))
+    keep = flat > cut
+    ties = (flat == cut).nonzero()[: count - int(keep.sum()), 0]
+    keep[ties] = True
+    return keep.view_as(scores)
