@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from featemb.benchmarks import metrics
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.environment import synchronize
 from featemb.benchmarks.evaluation import predict, quick_scores
 from featemb.datasets import Dataset
+from featemb.evaluator import Evaluator
 from featemb.fit import fit
-from featemb.loop import History
+from featemb.loop import Batch, History
 from featemb.models import CTRModel
 
 OnRecord = Callable[[dict[str, Any]], None]
@@ -49,48 +53,94 @@ def train(net: CTRModel, config: RunConfig, dataset: Dataset, on_record: OnRecor
     Raises:
         RunError: the loss is not finite.
     """
-    splits, device = dataset.splits, torch.device(config.device)
+    device = torch.device(config.device)
+    validation = _Validation(net, config, dataset)
     curve: list[dict[str, Any]] = []
     most: dict[str, int] = {}
-    scores: dict[str, float] = {}
-    evaluate_seconds = 0.0
-
-    def evaluate() -> float:
-        nonlocal evaluate_seconds
-        began = time.perf_counter()
-        score = predict(net, splits["valid"], config.eval_batch_size, device)
-        scores["auc"], scores["logloss"] = quick_scores(splits["valid"].label.numpy(), score)
-        evaluate_seconds += time.perf_counter() - began
-        return scores["auc"]
 
     def note(record: dict[str, Any]) -> None:
         nonlocal most
         kept = {key: record[key] for key in ("stage", "epoch", "step", "seconds", "train_loss")}
-        curve.append(kept | {"valid_auc": record["score"], "valid_logloss": scores["logloss"]})
+        curve.append(kept | {"valid_auc": record["score"], "valid_logloss": validation.logloss})
         parts = dict(net.memory(list(optimizers)).training_parts)
         most = max(most, parts, key=lambda one: sum(one.values()))
         on_record(curve[-1])
+
+    def batches(part: str) -> Callable[[int], Iterable[Batch]]:
+        return lambda epoch: dataset.splits[part].batches(
+            config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
+        )
 
     began = time.perf_counter()
     with _watched_optimizers() as optimizers:
         history = fit(
             net,
-            lambda epoch: splits["train"].batches(
-                config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
-            ),
-            evaluate,
+            batches("train"),
+            validation,
+            held_out=batches("valid"),
             on_record=note,
             **{name: getattr(config, name) for name in _FIT},
         )
     synchronize(config.device)
-    seconds = time.perf_counter() - began - evaluate_seconds
-    return Trained(history, curve, most, seconds, evaluate_seconds)
+    seconds = time.perf_counter() - began - validation.seconds
+    return Trained(history, curve, most, seconds, validation.seconds)
 
 
 _FIT = (
     *("epochs", "lr", "weight_decay", "net_weight_decay", "optimizer"),
     *("patience", "lr_decay", "eval_every"),
 )
+
+
+_CALIBRATION_BATCHES = 20
+
+
+class _Validation:
+    """Scores the validation split: the network as it stands, or variants of it in one pass.
+
+    Attributes:
+        logloss: of the last network scored.
+        seconds: spent so far.
+    """
+
+    def __init__(self, net: CTRModel, config: RunConfig, dataset: Dataset) -> None:
+        self._net, self._config, self._splits = net, config, dataset.splits
+        self.logloss = 0.0
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        """Return the AUC."""
+        began = time.perf_counter()
+        config, valid = self._config, self._splits["valid"]
+        score = predict(self._net, valid, config.eval_batch_size, torch.device(config.device))
+        auc, self.logloss = quick_scores(valid.label.numpy(), score)
+        self.seconds += time.perf_counter() - began
+        return auc
+
+    def variants(self, count: int) -> list[float]:
+        """Return the AUC of each variant; batches are smaller by their number."""
+        began = time.perf_counter()
+        size = max(256, self._config.eval_batch_size // count)
+        device = torch.device(self._config.device)
+
+        def valid() -> Iterable[Batch]:
+            return self._splits["valid"].batches(
+                size, shuffle=False, seed=0, epoch=0, device=device
+            )
+
+        def calibration() -> Iterable[Batch]:
+            train = self._splits["train"].batches(
+                size, shuffle=True, seed=self._config.seed, epoch=0, device=device
+            )
+            return islice(train, _CALIBRATION_BATCHES)
+
+        scores = Evaluator(self._net, valid, _auc, calibration).variants(count)
+        self.seconds += time.perf_counter() - began
+        return scores
+
+
+def _auc(label: Tensor, logits: Tensor) -> float:
+    return metrics.auc(label.cpu().numpy(), logits.cpu().numpy())
 
 
 @contextmanager
