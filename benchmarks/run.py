@@ -157,7 +157,7 @@ def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:
         "parts": parts,
         "training_parts": trained.bytes,
         "ratio": full / serving if serving else None,
-        "net": net.net_bytes(),
+        "net": frozen.net_bytes(),
     }
 
 

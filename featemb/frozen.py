@@ -49,6 +49,19 @@ class FrozenEmbedding(SourceEmbedding):
         """Bytes by part of the tensors that the layer holds."""
         return Memory(module_bytes(self), {})
 
+    @torch.no_grad()
+    def narrowed(self) -> FrozenEmbedding:
+        """Return the layer without the columns that are zero for every id, by features.
+
+        It shares this layer's tensors. A layer that uses all of its columns is returned itself.
+        """
+        used = self.source.used_widths(len(self.widths), max(self.widths))
+        widths = tuple(min(pair) for pair in zip(self.widths, used, strict=True))
+        if widths == self.widths:
+            return self
+        narrow = FrozenEmbedding(self.schema, self.dim, widths, self.source)
+        return narrow.train(self.training)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to one file, atomically.
 

@@ -6,7 +6,7 @@ Shape letters: B samples, F features, M numeric columns, W sum of the features' 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -157,13 +157,29 @@ class CTRModel(nn.Module):
         buffers = [b for b in self.buffers() if id(b) not in inside]
         return sum(tensor_bytes(t) for t in (*self.dense_parameters(), *buffers))
 
-    def freeze(self, codec: Codec | str | None = None) -> CTRModel:
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Leave some columns of ``[vectors; numeric]`` in place: the others are always zero.
+
+        A model that can drop them cuts its weights, and from then on is given the rest. Its logits
+        must stay the same up to rounding. By default a model is left as it is.
+
+        Args:
+            columns: positions that stay, ascending; those of all numeric columns among them.
+
+        Returns:
+            Whether the model now reads these columns alone.
+        """
+        return False
+
+    def freeze(self, codec: Codec | str | None = None, narrow: bool = True) -> CTRModel:
         """Return a copy to serve: in eval mode, with every embedding layer in its frozen form.
 
         The tables are read once, by the layers' ``freeze``; they are not copied besides.
 
         Args:
             codec: row format, such as "int8"; None takes each layer's own.
+            narrow: drop the columns of features that use only the first of their numbers, and the
+                network's weights for them, where the model supports it (see `keep_inputs`).
 
         Raises:
             ConfigError: the model is frozen already.
@@ -173,4 +189,23 @@ class CTRModel(nn.Module):
             if not isinstance(layer, FeatureEmbedding):
                 raise ConfigError(f"{self.name}: the model is frozen already")
             memo[id(layer)] = layer.freeze(codec)
-        return copy.deepcopy(self, memo).eval().requires_grad_(False)
+        served = copy.deepcopy(self, memo).eval().requires_grad_(False)
+        if narrow:
+            served._narrow()
+        return served
+
+    def _narrow(self) -> None:
+        wide = self.embedding
+        assert isinstance(wide, FrozenEmbedding)
+        narrow = wide.narrowed()
+        if narrow is not wide and self.keep_inputs(self._columns(wide.widths, narrow.widths)):
+            self.embedding = narrow
+
+    def _columns(self, wide: Sequence[int], narrow: Sequence[int]) -> list[int]:
+        """Positions of narrower vectors, and of the numeric columns, in ``[vectors; numeric]``."""
+        columns: list[int] = []
+        start = 0
+        for width, used in zip(wide, narrow, strict=True):
+            columns += range(start, start + used)
+            start += width
+        return [*columns, *range(start, start + self.numeric)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from featemb.models.base import CTRModel, ModelContext
 from featemb.models.config import MLPConfig, ModelConfig, is_integer
-from featemb.models.mlp import MLP, beside, linear
+from featemb.models.mlp import MLP, beside, keep_inputs, keep_outputs, linear
 from featemb.models.registry import register
 
 Structure = Literal["parallel", "stacked"]
@@ -63,6 +64,15 @@ class CrossLayers(nn.Module):
                 inner = linear(width, config.low_rank, generator, bias=False)
                 self.layers.append(nn.Sequential(inner, linear(config.low_rank, width, generator)))
 
+    def keep_inputs(self, columns: Sequence[int]) -> None:
+        """Leave some coordinates in place: where x_0 is zero, every x_l is."""
+        for layer in self.layers:
+            first, last = (layer[0], layer[1]) if isinstance(layer, nn.Sequential) else (layer,) * 2
+            assert isinstance(first, nn.Linear)
+            assert isinstance(last, nn.Linear)
+            keep_inputs(first, columns)
+            keep_outputs(last, columns)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return ``[B, d]`` of x_0 ``[B, d]``."""
         crossed = inputs
@@ -92,6 +102,14 @@ class DCNv2(CTRModel):
         if config.structure == "parallel":
             # the MLP's output layer has the bias of the sum
             self.output = linear(width, 1, context.generator, bias=False)
+
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Narrow the cross layers, the MLP and the output layer."""
+        self.cross.keep_inputs(columns)
+        self.mlp.keep_inputs(columns)
+        if self.output is not None:
+            keep_inputs(self.output, columns)
+        return True
 
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""

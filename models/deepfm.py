@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,6 +52,12 @@ class DeepFM(CTRModel):
         self.first_order = FirstOrder(context)
         width = sum(context.embedding.widths) + context.numeric
         self.mlp = MLP(width, config, context.generator)
+
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Narrow the MLP; the FM term fills its vectors up with zeros."""
+        self.equal.keep_inputs(columns)
+        self.mlp.keep_inputs(columns)
+        return True
 
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""

@@ -5,6 +5,8 @@ Shape letters: B samples, F features, M numeric columns, W sum of the widths, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ class EqualWidths(nn.Module):
     """Brings an embedded batch ``[B, W]`` to ``[B, F, D]``.
 
     Equal widths are a free view. Otherwise, where asked for, features of each width below D share
-    one linear map to D without bias (mixed dimensions, Ginart et al., 2019).
+    one linear map to D without bias (mixed dimensions, Ginart et al., 2019). A served layer without
+    the columns that are always zero is filled up with them first (`keep_inputs`).
 
     Args:
         context: the embedding layer and the source of initial weights.
@@ -28,6 +31,7 @@ class EqualWidths(nn.Module):
 
     Attributes:
         dim: D.
+        columns: places of the given columns among W, if not all are given.
 
     Raises:
         ConfigError: the widths are unequal and project is False.
@@ -37,6 +41,7 @@ class EqualWidths(nn.Module):
         super().__init__()
         self.widths = context.embedding.widths
         self.dim = max(self.widths)
+        self.columns: tuple[int, ...] | None = None
         narrow = sorted(set(self.widths) - {self.dim})
         if narrow and not project:
             names = context.embedding.schema.names
@@ -48,8 +53,16 @@ class EqualWidths(nn.Module):
             {str(w): linear(w, self.dim, context.generator, bias=False) for w in narrow}
         )
 
+    def keep_inputs(self, columns: Sequence[int]) -> None:
+        """Expect these of the W columns from now on; the others are zero."""
+        self.columns = tuple(column for column in columns if column < sum(self.widths))
+
     def forward(self, vectors: Tensor) -> Tensor:
         """Return ``[B, F, D]`` of ``[B, W]``."""
+        if self.columns is not None:
+            zeros = vectors.new_zeros(vectors.shape[0], sum(self.widths))
+            places = torch.tensor(self.columns, dtype=torch.int64, device=vectors.device)
+            vectors = zeros.index_copy(1, places, vectors)
         if not self.maps:
             return vectors.view(vectors.shape[0], len(self.widths), self.dim)
         columns: list[Tensor] = list(torch.split(vectors, list(self.widths), 1))

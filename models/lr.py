@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -27,6 +28,10 @@ class LR(CTRModel):
     def __init__(self, context: ModelContext, config: ModelConfig) -> None:
         super().__init__(context, config)
         self.first_order = FirstOrder(context)
+
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Zeros do not change a sum."""
+        return True
 
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,26 @@ def linear(
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def keep_inputs(layer: nn.Linear, columns: Sequence[int]) -> None:
+    """Leave some inputs of a linear layer in place: the others are always zero."""
+    layer.weight = _picked(layer.weight, 1, columns)
+    layer.in_features = len(columns)
+
+
+def keep_outputs(layer: nn.Linear, rows: Sequence[int]) -> None:
+    """Leave some outputs of a linear layer in place: nothing reads the others."""
+    layer.weight = _picked(layer.weight, 0, rows)
+    if layer.bias is not None:
+        layer.bias = _picked(layer.bias, 0, rows)
+    layer.out_features = len(rows)
+
+
+def _picked(tensor: Tensor, dim: int, places: Sequence[int]) -> nn.Parameter:
+    index = torch.tensor(places, dtype=torch.int64, device=tensor.device)
+    kept = tensor.detach().index_select(dim, index)
+    return nn.Parameter(kept, requires_grad=tensor.requires_grad)
 
 
 class MLP(nn.Module):
@@ -48,6 +70,12 @@ class MLP(nn.Module):
         """Return ``[B]`` of ``[B, inputs]``."""
         output: Tensor = self.layers(inputs)
         return output.squeeze(1)
+
+    def keep_inputs(self, columns: Sequence[int]) -> None:
+        """Leave some inputs in place: the others are always zero."""
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        keep_inputs(first, columns)
 
 
 def beside(vectors: Tensor, numeric: Tensor | None) -> Tensor:

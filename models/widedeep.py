@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,6 +31,11 @@ class WideDeep(CTRModel):
         self.first_order = FirstOrder(context)
         width = sum(context.embedding.widths) + context.numeric
         self.mlp = MLP(width, config, context.generator)
+
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Narrow the MLP."""
+        self.mlp.keep_inputs(columns)
+        return True
 
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""

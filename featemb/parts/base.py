@@ -124,3 +124,10 @@ class Source(Part):
         """Return ``[B, F, D]`` for ids ``[B, F]``: column f belongs to feature f."""
         vectors: Tensor = self(ids, torch.arange(ids.shape[1], device=ids.device))
         return vectors
+
+    def used_widths(self, num_features: int, dim: int) -> tuple[int, ...]:
+        """Return how many of its D numbers, the first ones, each feature uses: all others are zero.
+
+        A source that fills vectors up with zeros says so here, for `FrozenEmbedding.narrowed`.
+        """
+        return (dim,) * num_features

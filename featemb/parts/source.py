@@ -165,9 +165,25 @@ class Split(Source):
         order = sorted(range(len(self.which)), key=list(chain(*columns)).__getitem__)
         return torch.cat(parts, 1)[:, order]
 
+    def used_widths(self, num_features: int, dim: int) -> tuple[int, ...]:
+        """Return each source's own widths for its features."""
+        own = [
+            source.used_widths(self.which.count(number), _width(source))  # type: ignore[operator]
+            for number, source in enumerate(self.sources)
+        ]
+        places = zip(self.which, _numbers(self.which), strict=True)
+        return tuple(own[number][place] for number, place in places)
+
     def _wide(self, vectors: Tensor) -> Tensor:
         missing = self.dim - vectors.shape[-1]
         return torch.nn.functional.pad(vectors, (0, missing)) if missing else vectors
+
+
+def _width(source: nn.Module) -> int:
+    """Return the width of a source's vectors; every feature has an id 0."""
+    device = next(chain(source.buffers(), source.parameters())).device
+    first = torch.zeros(1, dtype=torch.int64, device=device)
+    return int(source(first, first).shape[-1])
 
 
 def _numbers(which: tuple[int, ...]) -> list[int]:
