@@ -40,6 +40,12 @@ CASES: dict[str, tuple[str, ...]] = {
         "multi_hash(combine=concat, rows=90)+int8",
         "multi_hash(weights=0.5, multiplexed=true, probes=3)",
     ),
+    "optembed": (
+        "optembed(generations=3)",
+        "optembed(mode=faithful, generations=1, alpha=0.001)",
+        "optembed(prune=rows)+int8",
+        "optembed(prune=dims, limit=1500, threshold=id, norm=2, retrain=continue)",
+    ),
     "qr": (
         "qr",
         "qr(combine=add, collisions=4, per_feature={user: 9})+int8",

@@ -131,6 +131,16 @@ def smallest_index(kept: Tensor, total: int) -> Part:
     return min(forms, key=lambda form: sum(module_bytes(form(plan)).values()))(kept)
 
 
+def index_bytes(kept: int, total: int) -> int:
+    """Return the bytes of `smallest_index`, for searches over many sizes."""
+    if kept == total:
+        return 0
+    number = 4 if kept <= _INT32 else 8
+    bits = -(-total // _WORD) * (8 + number)
+    lists = [(-(-total // 2**8) + 1) * number + kept, (-(-total // 2**16) + 1) * number + 2 * kept]
+    return min(bits, *lists)
+
+
 class KeptRows(Part):
     """Some rows of a table, the others are zero.
 

@@ -1,0 +1,114 @@
+"""`RaggedSpace`: the widths that a search may choose, with the rows that fit beside them.
+
+Shape letters: F features, n_f ids of feature f, N ids in all, D width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from featemb.evolution import Candidate
+from featemb.ragged import RaggedSize, RowOrder, fit_rows
+
+_NEAR = (-2, -1, 1, 2)
+
+
+class RaggedSpace:
+    """Candidates are one width a feature; their rows follow from the limit, or from the scores.
+
+    Args:
+        size: serving bytes.
+        dim: D.
+        limit: serving bytes that are used up and not passed; None: the rows of positive score are
+            kept, whatever the widths.
+        scores: ``[N]``, the order of the rows.
+        rows: whether rows may be pruned.
+
+    Attributes:
+        rank: int64 ``[N]``: a row is kept where its rank is below `kept`.
+    """
+
+    def __init__(
+        self, size: RaggedSize, dim: int, limit: int | None, scores: Tensor, rows: bool
+    ) -> None:
+        self.size, self.dim, self.limit, self.rows = size, dim, limit, rows
+        self.cardinalities = size.cardinalities
+        if limit is None and rows:
+            self.rank = (scores <= 0).long()
+        else:
+            self._order = RowOrder(scores, self.cardinalities)
+            self.rank = self._order.rank.to(scores.device)
+
+    def kept(self, widths: Candidate) -> int:
+        """Return the number of kept rows, as `rank` counts them; 0 where too few would fit."""
+        if self.limit is None and self.rows:
+            return 1
+        if self.limit is None or not self.rows:
+            return len(self.rank)
+        return fit_rows(self.size, self._order, widths, self.limit)
+
+    def first(self, count: int, seed: int) -> list[Candidate]:
+        """Return random widths; within a limit also uniform ones and power laws of cardinality."""
+        rng = random.Random(seed)
+        features = range(len(self.cardinalities))
+        count = max(1, count)
+        drawn = [tuple(rng.randint(1, self.dim) for _ in features) for _ in range(count)]
+        if self.limit is None:
+            return drawn
+        laws = [self._power_law(tenths / 10) for tenths in range(10)]
+        return [*dict.fromkeys(laws), *drawn[: count // 2]]
+
+    def _power_law(self, power: float) -> Candidate:
+        """Return ``k_f ~ n_f^-power`` with the largest factor at which all rows fit."""
+        most = max(self.cardinalities)
+        widths: Candidate = (1,) * len(self.cardinalities)
+        for quarters in range(1, self.dim * 4 + 1):
+            law = (quarters / 4 * (most / n) ** power for n in self.cardinalities)
+            candidate = tuple(min(self.dim, max(1, int(one))) for one in law)
+            if self._overflows(candidate):
+                break
+            widths = candidate
+        return widths
+
+    def gene(self, rng: random.Random, value: int) -> int:
+        """Draw a width: anywhere, or within a limit as often near the old one."""
+        if self.limit is not None and rng.random() < 0.5:
+            return min(self.dim, max(1, value + rng.choice(_NEAR)))
+        return rng.randint(1, self.dim)
+
+    def repair(self, widths: Candidate, rng: random.Random) -> Candidate:
+        """Return widths that use up the limit.
+
+        Features are widened in random order as long as all rows fit; a last column, of the smallest
+        feature that can have one, then costs the rows of smallest score. Where rows are pruned
+        already, or may not be, nothing is widened past the limit.
+        """
+        if self.limit is None:
+            return widths
+        made = list(widths)
+        while max(made) > 1 and not self._fits(made):
+            made[max(range(len(made)), key=made.__getitem__)] -= 1
+        if self._overflows(made):
+            return tuple(made)
+        order = list(range(len(made)))
+        rng.shuffle(order)
+        for feature in order:
+            while made[feature] < self.dim:
+                made[feature] += 1
+                if self._overflows(made):
+                    made[feature] -= 1
+                    break
+        narrow = [feature for feature in order if made[feature] < self.dim]
+        if narrow and self.rows:
+            made[min(narrow, key=self.cardinalities.__getitem__)] += 1
+        return tuple(made)
+
+    def _fits(self, widths: Sequence[int]) -> bool:
+        """Whether a row of each feature fits; all rows, where none may be pruned."""
+        return self.kept(tuple(widths)) > 0 if self.rows else not self._overflows(widths)
+
+    def _overflows(self, widths: Sequence[int]) -> bool:
+        return self.limit is not None and self.size(widths, self.cardinalities) > self.limit
