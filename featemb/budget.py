@@ -78,7 +78,7 @@ def solve(spec: Spec, schema: Schema, dim: int, limit: int, seed: int = 0) -> Sp
         raise ConfigError(
             f"{write(spec.method)} sets {knob!r} by hand; give that or a ratio or budget, not both"
         )
-    if spec.method.knob_in_bytes:
+    if knob is not None and spec.method.knob_in_bytes:
         if (used := size(limit)) > limit:
             raise RunError(f"{with_knob(limit)} takes {used:,} bytes, more than its limit")
         return with_knob(limit)
