@@ -25,6 +25,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "double_hash(combine=concat)+int8",
         "double_hash(weights=0.5, multiplexed=true)",
     ),
+    "field_size": (
+        "field_size",
+        "field_size(limit=2500)",
+        "field_size(coefficient=1.3, power=0.5)+int8",
+    ),
     "frequency": ("frequency", "frequency(rows=60)+int4"),
     "full": ("full", "full+int8"),
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
@@ -33,6 +38,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "magnitude",
         "magnitude(unit=rows, kept=60)+int8",
         "magnitude(kept=300)+int8",
+    ),
+    "mde": (
+        "mde",
+        "mde(limit=2500, popularity=counts)",
+        "mde(alpha=0.3, rounding=true)+int8",
     ),
     "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),
     "multi_hash": (

@@ -1,0 +1,126 @@
+"""Narrow tables with a projection of each feature to the width of the vectors.
+
+Shape letters: G features of one width w, D width of the vectors, h ids with one column more.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from featemb.parts.base import Part, Source
+
+
+class Projection(Part):
+    """A matrix a feature: ``v W_f``.
+
+    Attributes:
+        weight: ``[G, w, D]``.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"weight": "decoder"}
+    weight: Tensor
+
+    def forward(self, vectors: Tensor, feature: Tensor) -> Tensor:
+        """Return ``[..., D]`` for vectors ``[..., w]`` of broadcastable features."""
+        if self.weight.shape[0] == 1:
+            return vectors @ self.weight[0]
+        return (vectors[..., None, :] @ self.weight[feature])[..., 0, :]
+
+    def dense(self, vectors: Tensor) -> Tensor:
+        """Return ``[B, G, D]`` for vectors ``[B, G, w]``."""
+        return (vectors.transpose(0, 1) @ self.weight).transpose(0, 1)
+
+
+class AffineProjection(Projection):
+    """A matrix and a bias a feature: ``v W_f + b_f``.
+
+    Attributes:
+        weight: ``[G, w, D]``.
+        bias: ``[G, D]``.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"weight": "decoder", "bias": "decoder"}
+    bias: Tensor
+
+    def forward(self, vectors: Tensor, feature: Tensor) -> Tensor:
+        """Return ``[..., D]``."""
+        return super().forward(vectors, feature) + self.bias[feature]
+
+    def dense(self, vectors: Tensor) -> Tensor:
+        """Return ``[B, G, D]``."""
+        return super().dense(vectors) + self.bias
+
+
+class Projected(Source):
+    """``e(f, x) = E[address(x)] W_f``, of features of one width.
+
+    Attributes:
+        address: (ids, feature) -> rows ``[..., 1]``.
+        rows: rows -> vectors ``[..., w]``.
+        projection: vectors ``[..., w]`` and features -> ``[..., D]``.
+    """
+
+    address: nn.Module
+    rows: nn.Module
+    projection: nn.Module
+
+    def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return vectors ``[..., D]``."""
+        rows = self.address(ids, feature)[..., 0]
+        vectors: Tensor = self.projection(self.rows(rows), feature)
+        return vectors
+
+    def dense(self, ids: Tensor) -> Tensor:
+        """Return ``[B, G, D]``, by one product a feature."""
+        rows = self.address(ids, torch.arange(ids.shape[1], device=ids.device))[..., 0]
+        vectors: Tensor = self.projection.dense(self.rows(rows))  # type: ignore[operator]
+        return vectors
+
+
+class Widened(Source):
+    """A source of which some ids of one feature have a column more: ``e(f, x) + c[r(x)] u``.
+
+    Attributes:
+        base: the source, of all features.
+        hot: (id, 0) -> rank r of an id that has the column, or -1.
+        column: the numbers c, rows of one number ``[h, 1]``.
+        direction: u, their row of the projection, ``[D]``.
+        feature: the feature.
+    """
+
+    memory_parts: ClassVar[dict[str, str]] = {"direction": "decoder"}
+    base: nn.Module
+    hot: nn.Module
+    column: nn.Module
+    direction: Tensor
+    feature: int
+
+    def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Return vectors ``[..., D]``."""
+        vectors: Tensor = self.base(ids, feature)
+        own = feature == self.feature
+        return vectors + self._extra(torch.where(own, ids, 0), own)
+
+    def dense(self, ids: Tensor) -> Tensor:
+        """Return ``[B, F, D]``."""
+        vectors: Tensor = self.base.dense(ids)  # type: ignore[operator]  # a source
+        own, at = ids[:, self.feature], self.feature
+        wider = vectors[:, at] + self._extra(own, torch.ones_like(own, dtype=torch.bool))
+        return torch.cat([vectors[:, :at], wider[:, None], vectors[:, at + 1 :]], 1)
+
+    def _extra(self, ids: Tensor, own: Tensor) -> Tensor:
+        """Return ``c[r(x)] u`` for ids ``[...]`` where they are ``own`` and hot, else zeros."""
+        rank = torch.where(own, self.hot(ids, torch.zeros_like(ids)), -1)
+        if not self.training:
+            found = self.column(rank.clamp(min=0)) * self.direction
+            return torch.where((rank >= 0)[..., None], found, torch.zeros_like(found))
+        # rows of other ids must not be touched: their moments would go on moving them
+        flat = rank.reshape(-1)
+        places = (flat >= 0).nonzero()[:, 0]
+        found = self.column(flat[places]) * self.direction
+        zeros = found.new_zeros(flat.shape[0], found.shape[1])
+        extra: Tensor = zeros.index_copy(0, places, found).view(*rank.shape, -1)
+        return extra
