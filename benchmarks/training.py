@@ -21,7 +21,7 @@ from featemb.benchmarks.evaluation import predict, quick_scores
 from featemb.datasets import Dataset
 from featemb.evaluator import Evaluator
 from featemb.fit import fit
-from featemb.loop import Batch, History
+from featemb.history import Batch, History
 from featemb.models import CTRModel
 
 OnRecord = Callable[[dict[str, Any]], None]

@@ -21,9 +21,9 @@ from featemb.errors import (
 from featemb.evaluator import Evaluator
 from featemb.fit import fit
 from featemb.frozen import FrozenEmbedding, load
+from featemb.history import History
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
-from featemb.loop import History
 from featemb.memory import Memory
 from featemb.plan import plan
 from featemb.schema import Feature, Schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,34 +32,58 @@ class Checkpoint:
 
     def write(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Replace the file at once by the state as it is now."""
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        everything = {"format": FORMAT, "model": model.state_dict(), "random": random, **state}
+        device = _cuda(model)
+        random = {
+            "cpu": torch.get_rng_state(),
+            "cuda": None if device is None else torch.cuda.get_rng_state(device),
+        }
+        everything = {**state, "format": FORMAT, "model": model.state_dict(), "random": random}
         with replacing(self.path) as temporary:
             torch.save(everything, temporary)
 
-    def read(self, model: nn.Module) -> dict[str, Any] | None:
-        """Load model and random state; return the rest, or None where there is no file.
+    def read(self) -> dict[str, Any] | None:
+        """Return what the file holds, on the CPU; None where there is no file.
 
         Raises:
-            FormatError: the file is damaged, not a checkpoint, or of another model.
+            FormatError: the file is damaged or not a checkpoint, or its folder does not exist.
         """
-        if not self.path.is_file():
+        if not self.path.parent.is_dir():
+            raise self.refused("cannot be written: its folder does not exist")
+        if not self.path.exists():
             return None
-        where = repr(os.fspath(self.path))
         try:
+            with zipfile.ZipFile(self.path) as file:  # torch does not check the sums it writes
+                damaged = file.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} does not match its checksum")
             found = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise FormatError(f"{where} is not a readable checkpoint: {error}") from error
+        except Exception as error:  # damaged bytes raise whatever they happen to hit
+            raise self.refused(f"is not a readable checkpoint: {error}") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise FormatError(f"{where} is not a checkpoint of format {FORMAT}")
-        try:
-            model.load_state_dict(found.pop("model"))
-        except (RuntimeError, KeyError) as error:
-            raise FormatError(f"{where} is of another model: {error}") from error
-        random = found.pop("random")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
+            raise self.refused(f"is not a checkpoint of format {FORMAT}")
         return found
+
+    def restore(self, model: nn.Module, found: Mapping[str, Any]) -> None:
+        """Set model and random state to those that were read.
+
+        Raises:
+            FormatError: the state is of another model.
+        """
+        try:
+            model.load_state_dict(found["model"])
+            torch.set_rng_state(found["random"]["cpu"])
+            device = _cuda(model)
+            if device is not None and found["random"]["cuda"] is not None:
+                torch.cuda.set_rng_state(found["random"]["cuda"], device)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self.refused(f"is of another model: {error}") from error
+
+    def refused(self, why: str) -> FormatError:
+        """Return the error that names the file."""
+        return FormatError(f"{os.fspath(self.path)!r} {why}")
+
+
+def _cuda(model: nn.Module) -> torch.device | None:
+    """Device of a model on CUDA."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return device if device is not None and device.type == "cuda" else None

@@ -5,6 +5,7 @@ Shape letters: B samples of a batch, V variants, C channels.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featemb.errors import RunError
+from featemb.stage import Stage
 
 Batches = Callable[[], Iterable[Any]]
 
@@ -123,3 +125,47 @@ def _own_statistics(norms: list[_BatchNorm], count: int) -> Iterator[list[_Stati
     finally:
         for norm in norms:
             del norm.forward
+
+
+class Scorer:
+    """``evaluate`` in eval mode without gradients; the model's mode is as before.
+
+    Args:
+        model: the model.
+        evaluate: its score, higher is better; perhaps an `Evaluator`, for ``variants``.
+
+    Attributes:
+        stage: the stage at hand.
+        seconds: time spent.
+    """
+
+    stage: Stage
+
+    def __init__(self, model: nn.Module, evaluate: Callable[[], float] | None) -> None:
+        self.model, self.evaluate = model, evaluate
+        self.seconds = 0.0
+        variants = getattr(evaluate, "variants", None)
+        if variants is not None:
+            self.variants = lambda count: self._call(lambda: variants(count))
+
+    def __call__(self) -> float:
+        """Score the model as it stands.
+
+        Raises:
+            RunError: there is no ``evaluate``.
+        """
+        if self.evaluate is None:
+            raise RunError(f"stage {self.stage.name!r} searches and needs an evaluate function")
+        return float(self._call(self.evaluate))
+
+    def _call(self, evaluate: Callable[[], Any]) -> Any:
+        training = self.model.training
+        if training:
+            self.model.eval()
+        began = time.perf_counter()
+        with torch.no_grad():
+            found = evaluate()
+        self.seconds += time.perf_counter() - began
+        if training:
+            self.model.train()
+        return found

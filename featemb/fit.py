@@ -6,18 +6,14 @@ Users may write their own: the contract checks train by one of ten lines.
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
-from featemb import optim, staging
 from featemb.checkpoint import Checkpoint
-from featemb.errors import RunError
-from featemb.loop import Batches, History, Loop, Settings
-from featemb.stage import Stage
+from featemb.history import Batches, History, Settings
+from featemb.loop import Loop
 
 
 def fit(
@@ -42,7 +38,8 @@ def fit(
     Args:
         model: called as ``model(ids)`` or ``model(ids, numeric)``, gives logits ``[B]``; holds
             at least one `featemb.FeatureEmbedding`.
-        batches: epoch number from 0 -> the batches of that epoch.
+        batches: epoch number from 0 -> the batches of that epoch, the same ones whenever it is
+            asked for them.
         evaluate: score of the model as it stands, higher is better; called in eval mode. With it,
             training stops early and the best weights are restored. A `featemb.Evaluator` scores
             the candidates of a search together.
@@ -56,31 +53,19 @@ def fit(
         lr_decay: learning rates are multiplied by this after an evaluation without a better
             score (reduce on plateau; BARS uses 0.1).
         eval_every: steps between evaluations; None evaluates after every epoch.
-        on_record: called with every new record of the history.
+        on_record: called with every new record of the history, and with those of a checkpoint
+            first; what it adds to a record (numbers and texts) is kept.
         checkpoint: file to which all state is written after every evaluation and stage. Where it
             exists, training goes on from it, with the answers of a training that was not
-            interrupted; delete it to begin anew. A search that was interrupted starts over.
+            interrupted; delete it to begin anew. A search that was interrupted starts over. All
+            arguments must be the same; epochs may be more.
 
     Raises:
         RunError: the model holds no embedding layer, a stage needs held-out batches or an
             ``evaluate`` that were not given, or the loss is not finite.
-        FormatError: the checkpoint is not one, or of another model.
+        FormatError: the checkpoint is not one, or of another model or training.
     """
-    stages = staging.stages(model)
-    if held_out is None and any(stage.held_out for stage in stages):
-        raise RunError("a stage trains on held-out batches too: pass held_out=")
-    settings = Settings(
-        batches, held_out, evaluate, epochs, patience, lr_decay, eval_every, on_record
-    )
-
-    def make(stage: Stage, split: str) -> list[torch.optim.Optimizer]:
-        decay = (weight_decay, net_weight_decay)
-        return optim.build(model, lr, optimizer, *decay, stage=stage, split=split)
-
-    loop = Loop(model, settings, make, None if checkpoint is None else Checkpoint(checkpoint))
-    for number, stage in enumerate(stages):
-        if number >= loop.at.stage:
-            loop.run(number, stage)
-    model.eval()
-    loop.history.step_seconds = statistics.median(loop.step_times) if loop.step_times else 0.0
-    return loop.history
+    steps = (epochs, lr, weight_decay, net_weight_decay, optimizer)
+    stops = (patience, lr_decay, eval_every)
+    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record)
+    return Loop(model, settings, None if checkpoint is None else Checkpoint(checkpoint)).run()

@@ -1,153 +1,137 @@
-"""The state of a training: what `featemb.fit` goes through between two checkpoints."""
+"""`Loop`: what `featemb.fit` does, and the state that it goes through between two checkpoints."""
 
 from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import count, islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from featemb import staging
+from featemb import optim, staging
 from featemb.checkpoint import Checkpoint
 from featemb.errors import RunError
+from featemb.evaluator import Scorer
+from featemb.history import Batch, History, Place, Settings
 from featemb.stage import Stage
 
-
-class Batch(Protocol):
-    """What the loop needs of a batch."""
-
-    @property
-    def ids(self) -> Any:
-        """Ids as the layer takes them."""
-
-    @property
-    def numeric(self) -> Tensor | None:
-        """Float ``[B, M]``, or None."""
-
-    @property
-    def label(self) -> Tensor:
-        """Float ``[B]`` in {0, 1}."""
-
-
-Batches = Callable[[int], Iterable[Batch]]
-
-
-@dataclass
-class History:
-    """What `fit` did.
-
-    Attributes:
-        records: one dict an evaluation: stage, epoch, step, seconds, train_loss, score.
-        step_seconds: median time of a training step.
-        best_score: best validation score, of the weights that the model now has.
-        best_epoch: its epoch in the last training stage, from 1.
-        stopped_early: whether patience ran out in the last training stage.
-        steps: optimizer steps in all.
-    """
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    step_seconds: float = 0.0
-    best_score: float | None = None
-    best_epoch: int = 0
-    stopped_early: bool = False
-    steps: int = 0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Arguments of `fit` that its loop needs."""
-
-    batches: Batches
-    held_out: Batches | None
-    evaluate: Callable[[], float] | None
-    epochs: int
-    patience: int
-    lr_decay: float
-    eval_every: int | None
-    on_record: Callable[[dict[str, Any]], None] | None
-
-
-@dataclass
-class Place:
-    """Where a training is: before a stage (step 0), or behind an evaluation inside of it."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    stale: int = 0
+Optimizers = list[torch.optim.Optimizer]
 
 
 class Loop:
-    """State of one `fit` call."""
+    """State of one `fit` call.
+
+    Args:
+        model: the model.
+        settings: the call's arguments.
+        checkpoint: where the state is written, and taken from if it is there already.
+
+    Raises:
+        RunError: a stage needs held-out batches that were not given.
+        FormatError: the checkpoint is not one, or of another model or training.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        settings: Settings,
-        make: Callable[[Stage, str], list[torch.optim.Optimizer]],
-        checkpoint: Checkpoint | None,
+        self, model: nn.Module, settings: Settings, checkpoint: Checkpoint | None = None
     ) -> None:
-        self.model, self.settings, self.make, self.checkpoint = model, settings, make, checkpoint
-        self.layers = staging.layers(model)
-        self.history = History()
-        self.at = Place()
+        self.model, self.settings, self.checkpoint = model, settings, checkpoint
+        self.layers, self.stages = staging.layers(model), staging.stages(model)
+        if settings.held_out is None and any(stage.held_out for stage in self.stages):
+            raise RunError("a stage trains on held-out batches too: pass held_out=")
+        self.scorer = Scorer(model, settings.evaluate)
+        self.history, self.at = History(), Place()
         self.start: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
-        self.optimizers: list[torch.optim.Optimizer] = []
-        self.held_out: list[torch.optim.Optimizer] = []
+        self.optimizers: Optimizers = []
+        self.held_out: Optimizers = []
         self.states: list[dict[str, Any]] | None = None
         self.losses: list[Tensor] = []
         self.step_times: list[float] = []
-        self.before = 0.0
-        self.began = time.perf_counter()
-        saved = None if checkpoint is None else checkpoint.read(model)
-        if saved is not None:
-            self._resume(saved)
+        saved = None if checkpoint is None else checkpoint.read()
+        if checkpoint is not None and saved is not None:
+            self._resume(checkpoint, saved)
         elif staging.rewinds(model):
             self.start = copy.deepcopy(model.state_dict())
+        self.began = time.perf_counter() - self.history.seconds
 
-    def run(self, number: int, stage: Stage) -> None:
+    def run(self) -> History:
+        """Run all stages, or what is left of them; return the history."""
+        for number, stage in enumerate(self.stages):
+            if number >= self.at.stage:
+                self._run(number, stage)
+        self.model.eval()
+        return self.history
+
+    def _run(self, number: int, stage: Stage) -> None:
         """Run a stage, or what is left of it."""
+        self.scorer.stage = stage
         if not self.at.step:
             staging.begin(self.model, stage, self.start)
         if stage.kind == "search":
-            staging.search(self.model, stage, self._scorer(stage))
+            staging.search(self.model, stage, self.scorer)
         else:
             self._optimizers(stage)
             self._train(stage)
-        self.at = Place(number + 1)
+        self.at = Place(stage=number + 1, made=self.at.made)
         self._save()
 
     def _optimizers(self, stage: Stage) -> None:
-        """Make the stage's optimizers, or keep the last ones; a checkpoint's state is loaded."""
-        if not self.optimizers or (stage.optimizer == "new" and not self.at.step):
-            self.optimizers = self.make(stage, "train")
-            self.held_out = self.make(stage, "held_out") if stage.held_out else []
-            if self.states is not None and (self.at.step or stage.optimizer == "keep"):
-                both = (*self.optimizers, *self.held_out)
-                for optimizer, state in zip(both, self.states, strict=True):
-                    optimizer.load_state_dict(state)
+        """Make the stage's optimizers, or go on with the last ones."""
+        if not self.at.step and stage.optimizer == "new":
+            self._make(self.at.stage)
+        elif self.states is not None:
+            self._make(self.at.made)
+            self._load(self.states)
+        elif not self.optimizers:
+            self._make(self.at.stage)
         self.states = None
+
+    def _make(self, number: int) -> None:
+        """Make the optimizers of the stage of a number, of both splits."""
+        settings, self.at.made = self.settings, number
+        self.optimizers, self.held_out = (
+            optim.build(
+                self.model,
+                settings.lr,
+                settings.optimizer,
+                settings.weight_decay,
+                settings.net_weight_decay,
+                stage=self.stages[number],
+                split=split,
+            )
+            for split in ("train", "held_out")
+        )
+
+    def _load(self, states: list[dict[str, Any]]) -> None:
+        """Load the optimizers' states.
+
+        Raises:
+            FormatError: they are of others.
+        """
+        try:
+            for optimizer, state in zip((*self.optimizers, *self.held_out), states, strict=True):
+                optimizer.load_state_dict(state)
+        except (LookupError, TypeError, ValueError) as error:
+            assert self.checkpoint is not None
+            raise self.checkpoint.refused(f"is of another model: {error}") from error
 
     def _train(self, stage: Stage) -> None:
         """Run a training stage from where it is, and leave the best weights in the model."""
         settings, at = self.settings, self.at
         if not at.step:
             self.best = None
-            self.history.best_score, self.history.stopped_early = None, False
+            self.history.best_score, self.history.best_epoch = None, 0
         self.model.train()
-        held_out = self._held_out(at.step) if stage.held_out else None
+        held_out = islice(self._held_out(), at.step, None) if stage.held_out else None
         for epoch in range(at.epoch, stage.epochs or settings.epochs):
-            if at.step and at.stale >= settings.patience:
-                self.history.stopped_early = True
+            if at.stale >= settings.patience:
                 break
             skip, at.epoch = at.batch, epoch
             for number, batch in enumerate(settings.batches(epoch), start=1):
@@ -169,11 +153,19 @@ class Loop:
             self.model.load_state_dict(self.best)
         self.best = None
 
-    def _held_out(self, steps: int) -> Iterator[Batch]:
-        """Go over the held-out batches again and again, from the place after so many steps."""
+    def _held_out(self) -> Iterator[Batch]:
+        """Go over the held-out batches again and again.
+
+        Raises:
+            RunError: there are none.
+        """
         assert self.settings.held_out is not None
-        endless = (b for epoch in count() for b in self.settings.held_out(epoch))
-        return islice(endless, steps, None)
+        for epoch in count():
+            number = 0
+            for number, batch in enumerate(self.settings.held_out(epoch), start=1):  # noqa: B007
+                yield batch
+            if not number:
+                raise RunError("held_out gives no batches")
 
     def _step(self, batch: Batch, held_out: Batch | None) -> None:
         began = time.perf_counter()
@@ -184,7 +176,7 @@ class Loop:
             layer.after_step(self.at.step)
         self.step_times.append(time.perf_counter() - began)
 
-    def _update(self, batch: Batch, optimizers: list[torch.optim.Optimizer]) -> Tensor:
+    def _update(self, batch: Batch, optimizers: Optimizers) -> Tensor:
         """Make one step of some optimizers on a batch; return the data loss."""
         inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
         loss = binary_cross_entropy_with_logits(self.model(*inputs), batch.label)
@@ -205,14 +197,14 @@ class Loop:
         self.losses.clear()
         if not math.isfinite(train_loss):
             raise RunError(f"the loss is {train_loss} in {where}")
-        score = None if self.settings.evaluate is None else self._scorer(stage)()
+        score = None if self.settings.evaluate is None else self.scorer()
         if score is not None and math.isnan(score):
             raise RunError(f"the score is nan in {where}")
         record = {
             "stage": stage.name,
             "epoch": at.epoch + 1,
             "step": at.step,
-            "seconds": self._seconds(),
+            "seconds": time.perf_counter() - self.began,
             "train_loss": train_loss,
             "score": score,
         }
@@ -229,64 +221,49 @@ class Loop:
                 group["lr"] *= self.settings.lr_decay
         self._save(epoch_ends)
 
-    def _scorer(self, stage: Stage) -> Scorer:
-        return Scorer(self.model, self.settings.evaluate, stage)
-
-    def _seconds(self) -> float:
-        return self.before + time.perf_counter() - self.began
-
     def _save(self, epoch_ends: bool = False) -> None:
-        """Write all state to the checkpoint."""
+        """Bring the history's times up to date, and write all state to the checkpoint."""
+        history = self.history
+        history.seconds = time.perf_counter() - self.began
+        history.evaluate_seconds += self.scorer.seconds
+        self.scorer.seconds = 0.0
+        if self.step_times:
+            history.step_seconds = statistics.median(self.step_times)
         if self.checkpoint is None:
             return
-        at = asdict(self.at)
-        if epoch_ends:
-            at |= {"epoch": self.at.epoch + 1, "batch": 0}
-        both = (*self.optimizers, *self.held_out)
-        self.checkpoint.write(
-            self.model,
-            {
-                "at": at,
-                "history": asdict(self.history),
-                "seconds": self._seconds(),
-                "start": self.start,
-                "best": self.best,
-                "optimizers": [optimizer.state_dict() for optimizer in both],
-            },
-        )
+        end = {"epoch": self.at.epoch + 1, "batch": 0} if epoch_ends else {}
+        states = [one.state_dict() for one in (*self.optimizers, *self.held_out)]
+        state = {
+            "settings": self.settings.fixed(),
+            "stages": [stage.name for stage in self.stages],
+            "at": asdict(self.at) | end,
+            "history": asdict(history),
+            "start": self.start,
+            "best": self.best,
+            "optimizers": states or self.states,
+        }
+        self.checkpoint.write(self.model, state)
 
-    def _resume(self, saved: dict[str, Any]) -> None:
-        self.at, self.history = Place(**saved["at"]), History(**saved["history"])
-        self.before, self.start, self.best = saved["seconds"], saved["start"], saved["best"]
-        self.states = saved["optimizers"]
+    def _resume(self, checkpoint: Checkpoint, saved: dict[str, Any]) -> None:
+        """Take the state of a checkpoint; the model is untouched where it is refused.
+
+        Raises:
+            FormatError: it is of another model or training.
+        """
+        try:
+            asked = {"stages": [stage.name for stage in self.stages]} | self.settings.fixed()
+            found = {"stages": saved["stages"]} | saved["settings"]
+            self.at, self.history = Place(**saved["at"]), History(**saved["history"])
+            self.start, self.best, self.states = (
+                saved[name] for name in ("start", "best", "optimizers")
+            )
+        except (LookupError, TypeError) as error:
+            raise checkpoint.refused(f"is not a checkpoint of featemb.fit: {error}") from error
+        for name, value in asked.items():
+            if found.get(name) != value:
+                was = f"{name} was {found.get(name)!r} and is {value!r} now"
+                raise checkpoint.refused(f"is of another training: {was}")
+        checkpoint.restore(self.model, saved)
         if self.settings.on_record is not None:
             for record in self.history.records:
                 self.settings.on_record(record)
-
-
-class Scorer:
-    """``evaluate`` in eval mode without gradients; the model's mode is as before."""
-
-    def __init__(
-        self, model: nn.Module, evaluate: Callable[[], float] | None, stage: Stage
-    ) -> None:
-        self.model, self.evaluate, self.stage = model, evaluate, stage
-        variants = getattr(evaluate, "variants", None)
-        if variants is not None:
-            self.variants = lambda number: self._call(lambda: variants(number))
-
-    def __call__(self) -> float:
-        """Score the model as it stands."""
-        if self.evaluate is None:
-            raise RunError(f"stage {self.stage.name!r} searches and needs an evaluate function")
-        return float(self._call(self.evaluate))
-
-    def _call(self, evaluate: Callable[[], Any]) -> Any:
-        training = self.model.training
-        if training:
-            self.model.eval()
-        with torch.no_grad():
-            found = evaluate()
-        if training:
-            self.model.train()
-        return found
