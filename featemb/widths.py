@@ -155,3 +155,13 @@ def by_threshold(num_features: int, dim: int, reached: Callable[[int, int], floa
     """
     events = [(reached(f, w), f, w) for f in range(num_features) for w in range(2, dim + 1)]
     return [feature for _, feature, _ in sorted(events)]
+
+
+def up_to(order: Iterable[int], widest: Sequence[int]) -> list[int]:
+    """Leave out of an order what widens a feature beyond a width."""
+    widths, kept = [1] * len(widest), []
+    for feature in order:
+        widths[feature] += 1
+        if widths[feature] <= widest[feature]:
+            kept.append(feature)
+    return kept

@@ -56,6 +56,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "optembed(prune=rows)+int8",
         "optembed(prune=dims, limit=1500, threshold=id, norm=2, retrain=continue)",
     ),
+    "pca": (
+        "pca",
+        "pca(limit=2500, start=components)",
+        "pca(share=0.8, limit=2500)+int8",
+    ),
     "qr": (
         "qr",
         "qr(combine=add, collisions=4, per_feature={user: 9})+int8",

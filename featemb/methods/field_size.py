@@ -10,7 +10,7 @@ from featemb.config import register
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
 from featemb.projecting import projected_source
-from featemb.widths import WidthBytes, by_threshold
+from featemb.widths import WidthBytes, by_threshold, up_to
 
 
 @register
@@ -73,17 +73,7 @@ class FieldSize(MethodConfig):
         limit = size.of_limit(self.limit)
         if self.coefficient is not None:
             most = [int(self.coefficient * one + 0.5) for one in root]
-            order = _until(order, most)
+            order = up_to(order, most)
             limit = schema.full_bytes(dim) if self.limit is None else limit
         widths = size.fit(limit, order, self.name)
         return PartsEmbedding(context, self, projected_source(context, widths, self.init))
-
-
-def _until(order: list[int], most: list[int]) -> list[int]:
-    """Leave out what widens a feature beyond a width."""
-    widths, kept = [1] * len(most), []
-    for feature in order:
-        widths[feature] += 1
-        if widths[feature] <= most[feature]:
-            kept.append(feature)
-    return kept
