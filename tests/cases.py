@@ -8,6 +8,11 @@ torch.set_num_threads(1)
 
 CASES: dict[str, tuple[str, ...]] = {
     "adapt": ("adapt", "adapt(hot_share=0.2, rows=40)+int8"),
+    "autodim": (
+        "autodim",
+        "autodim(limit=2500, start=inherit, rate=0.01)",
+        "autodim(limit=3000)+int8",
+    ),
     "cafe": (
         "cafe(rows=70, threshold=3.0)",
         "cafe(levels=3)+int8",
