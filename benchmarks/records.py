@@ -133,6 +133,18 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
+def checkpoint(runs_dir: str | os.PathLike[str], name: str) -> Path:
+    """Return the place of a run's checkpoint; call it under the run's `lock`.
+
+    Files that a killed process had half written there are removed.
+    """
+    folder = Path(runs_dir) / ".checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f".{name}.pt.*"):
+        stale.unlink()
+    return folder / f"{name}.pt"
+
+
 def status(runs_dir: str | os.PathLike[str], name: str) -> str | None:
     """Return "ok" or "failed" of a recorded run; None where there is no readable record."""
     if not (Path(runs_dir) / name / "run.json").is_file():

@@ -33,17 +33,21 @@ def run_one(
     runs_dir: str | Path,
     dataset: Dataset | None = None,
     progress: Watcher | None = None,
+    checkpoint: bool = False,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
     An exception of any kind becomes a record with status "failed"; an interrupt passes through
-    and leaves nothing behind.
+    and leaves nothing behind but the checkpoint.
 
     Args:
         config: what to run.
         runs_dir: folder of the runs.
         dataset: the data, where they are loaded already.
         progress: told of start, evaluations and end.
+        checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
+            the runs after every evaluation, and go on from there where the file exists. It is
+            removed when the record is written.
 
     Returns:
         The record, as in ``run.json``.
@@ -54,8 +58,9 @@ def run_one(
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
     predictions: dict[str, Any] | None = None
+    state = records.checkpoint(runs_dir, name) if checkpoint else None
     try:
-        predictions = _run(config, record, curve, dataset, watch)
+        predictions = _run(config, record, curve, dataset, watch, state)
         record["status"] = "ok"
     except Exception as error:  # one run must not stop the others; it is told in the record
         record["error"] = {
@@ -64,6 +69,8 @@ def run_one(
             "traceback": _traceback(),
         }
     records.write(runs_dir, record, curve, predictions)
+    if state is not None:
+        state.unlink(missing_ok=True)
     if record["status"] == "failed" and config.device != "cpu":
         torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
     watch({"event": "end", "run_id": name} | _verdict(record))
@@ -97,6 +104,7 @@ def _run(
     curve: list[dict[str, Any]],
     dataset: Dataset | None,
     watch: Watcher,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Fill a record and a curve; return the predictions of the test split."""
     if config.threads is not None:
@@ -118,7 +126,7 @@ def _run(
             event = {"event": "epoch", "run_id": record["run_id"], "epochs": config.epochs}
             watch(event | row)
 
-        trained = train(net, config, dataset, note)
+        trained = train(net, config, dataset, note, checkpoint)
     clock.lap("train")
     frozen = net.freeze()
     environment.synchronize(config.device)
@@ -173,17 +181,22 @@ def _training(trained: Trained) -> dict[str, Any]:
 
 
 def _timings(clock: _Clock, trained: Trained, config: RunConfig, rows: int) -> dict[str, float]:
-    """Seconds by phase; validation during training counts as evaluation."""
-    seconds = clock.seconds
+    """Seconds by phase; validation during training counts as evaluation.
+
+    Training and validation count from the run's beginning, also where a checkpoint was gone on
+    from, the other phases from that of the process.
+    """
+    phases = clock.seconds | {
+        "train": trained.history.seconds - trained.history.evaluate_seconds,
+        "evaluate": clock.seconds["evaluate"] + trained.history.evaluate_seconds,
+    }
     steps_an_epoch = -(-rows // config.batch_size)
     seen = rows * trained.history.steps / steps_an_epoch
     return {
-        **seconds,
-        "train": trained.seconds,
-        "evaluate": seconds["evaluate"] + trained.evaluate_seconds,
-        "total": sum(seconds.values()),
+        **phases,
+        "total": sum(phases.values()),
         "step_ms": trained.history.step_seconds * 1000,
-        "rows_per_second": seen / max(trained.seconds, 1e-9),
+        "rows_per_second": seen / max(phases["train"], 1e-9),
     }
 
 

@@ -27,12 +27,13 @@ def sweep(
     retry_failed: bool = False,
     jobs: int = 1,
     progress: Watcher | None = None,
+    checkpoint: bool = False,
 ) -> list[dict[str, Any]]:
     """Do the runs that a folder does not hold yet.
 
     Every run is guarded by a lock, so several sweeps may share a folder: a run that another
     process does is waited for at the end, and taken over if that process dies. A killed sweep
-    loses only the runs that were under way.
+    loses only the runs that were under way, or with checkpoints a part of them.
 
     Args:
         configs: the runs.
@@ -41,6 +42,7 @@ def sweep(
         jobs: processes; with more than one, each gets an equal part of the CPU threads unless
             the runs set their own.
         progress: told of the runs' events.
+        checkpoint: go on with runs that were under way (see `run_one`).
 
     Returns:
         The records of all these runs.
@@ -55,9 +57,9 @@ def sweep(
     watch = progress or Quiet()
     _load_data(config for name, config in todo.items() if not is_done(folder, name, retry_failed))
     if jobs == 1:
-        _work(todo, folder, retry_failed, watch)
+        _work(todo, folder, retry_failed, watch, checkpoint)
     else:
-        _share(todo, folder, retry_failed, watch, jobs)
+        _share(todo, folder, retry_failed, watch, jobs, checkpoint)
     return [records.read(folder / name) for name in todo]
 
 
@@ -85,6 +87,7 @@ def _work(
     folder: Path,
     retry_failed: bool,
     watch: Watcher,
+    checkpoint: bool,
 ) -> None:
     """Do the runs that are not done; come back to those that other processes hold."""
     tried: set[str] = set()  # a failed run is retried once, not for ever
@@ -102,7 +105,7 @@ def _work(
                 elif is_done(folder, name, retry_failed and name not in tried):
                     watch({"event": "skip", "run_id": name, "reason": "done by another process"})
                 else:
-                    run_one(todo[name], folder, progress=watch)
+                    run_one(todo[name], folder, progress=watch, checkpoint=checkpoint)
         if len(busy) == len(waiting):
             time.sleep(_POLL_SECONDS)
         waiting = busy
@@ -114,6 +117,7 @@ def _share(
     retry_failed: bool,
     watch: Watcher,
     jobs: int,
+    checkpoint: bool,
 ) -> None:
     """Do the runs in several processes: each works on the same list, the locks share it out."""
     left = {}
@@ -127,7 +131,9 @@ def _share(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     settings = [config.at(threads=config.threads or threads).to_dict() for config in left.values()]
     workers = [
-        context.Process(target=_worker, args=(settings, str(folder), retry_failed, events))
+        context.Process(
+            target=_worker, args=(settings, str(folder), retry_failed, events, checkpoint)
+        )
         for _ in range(min(jobs, len(left)))
     ]
     for worker in workers:
@@ -151,6 +157,7 @@ def _worker(
     folder: str,
     retry_failed: bool,
     events: multiprocessing.Queue[dict[str, Any]],
+    checkpoint: bool,
 ) -> None:
     parent = multiprocessing.parent_process()
 
@@ -160,7 +167,8 @@ def _worker(
         events.put(event)
 
     configs = (RunConfig.from_dict(one) for one in settings)
-    _work({run_id(config): config for config in configs}, Path(folder), retry_failed, send)
+    todo = {run_id(config): config for config in configs}
+    _work(todo, Path(folder), retry_failed, send, checkpoint)
 
 
 def _relay(

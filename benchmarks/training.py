@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from featemb.benchmarks import metrics
 from featemb.benchmarks.config import RunConfig
-from featemb.benchmarks.environment import synchronize
 from featemb.benchmarks.evaluation import predict, quick_scores
 from featemb.datasets import Dataset
 from featemb.evaluator import Evaluator
@@ -36,22 +35,25 @@ class Trained:
         curve: one dict an evaluation: stage, epoch, step, seconds, train_loss, valid_auc,
             valid_logloss.
         bytes: training bytes of the embedding layers by part, at the evaluation with most.
-        seconds: training without evaluation.
-        evaluate_seconds: validation.
     """
 
     history: History
     curve: list[dict[str, Any]] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    evaluate_seconds: float = 0.0
 
 
-def train(net: CTRModel, config: RunConfig, dataset: Dataset, on_record: OnRecord) -> Trained:
+def train(
+    net: CTRModel,
+    config: RunConfig,
+    dataset: Dataset,
+    on_record: OnRecord,
+    checkpoint: Path | None = None,
+) -> Trained:
     """Train a network in place; it ends with the weights of the best validation AUC.
 
     Raises:
         RunError: the loss is not finite.
+        FormatError: the checkpoint is not one of this training.
     """
     device = torch.device(config.device)
     validation = _Validation(net, config, dataset)
@@ -60,10 +62,12 @@ def train(net: CTRModel, config: RunConfig, dataset: Dataset, on_record: OnRecor
 
     def note(record: dict[str, Any]) -> None:
         nonlocal most
+        if "logloss" not in record:  # a checkpoint's records have what was added to them
+            record["logloss"] = validation.logloss
+            record["training_parts"] = dict(net.memory(list(optimizers)).training_parts)
         kept = {key: record[key] for key in ("stage", "epoch", "step", "seconds", "train_loss")}
-        curve.append(kept | {"valid_auc": record["score"], "valid_logloss": validation.logloss})
-        parts = dict(net.memory(list(optimizers)).training_parts)
-        most = max(most, parts, key=lambda one: sum(one.values()))
+        curve.append(kept | {"valid_auc": record["score"], "valid_logloss": record["logloss"]})
+        most = max(most, record["training_parts"], key=lambda one: sum(one.values()))
         on_record(curve[-1])
 
     def batches(part: str) -> Callable[[int], Iterable[Batch]]:
@@ -71,7 +75,6 @@ def train(net: CTRModel, config: RunConfig, dataset: Dataset, on_record: OnRecor
             config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
         )
 
-    began = time.perf_counter()
     with _watched_optimizers() as optimizers:
         history = fit(
             net,
@@ -79,11 +82,10 @@ def train(net: CTRModel, config: RunConfig, dataset: Dataset, on_record: OnRecor
             validation,
             held_out=batches("valid"),
             on_record=note,
+            checkpoint=checkpoint,
             **{name: getattr(config, name) for name in _FIT},
         )
-    synchronize(config.device)
-    seconds = time.perf_counter() - began - validation.seconds
-    return Trained(history, curve, most, seconds, validation.seconds)
+    return Trained(history, curve, most)
 
 
 _FIT = (
@@ -100,26 +102,21 @@ class _Validation:
 
     Attributes:
         logloss: of the last network scored.
-        seconds: spent so far.
     """
 
     def __init__(self, net: CTRModel, config: RunConfig, dataset: Dataset) -> None:
         self._net, self._config, self._splits = net, config, dataset.splits
         self.logloss = 0.0
-        self.seconds = 0.0
 
     def __call__(self) -> float:
         """Return the AUC."""
-        began = time.perf_counter()
         config, valid = self._config, self._splits["valid"]
         score = predict(self._net, valid, config.eval_batch_size, torch.device(config.device))
         auc, self.logloss = quick_scores(valid.label.numpy(), score)
-        self.seconds += time.perf_counter() - began
         return auc
 
     def variants(self, count: int) -> list[float]:
         """Return the AUC of each variant; batches are smaller by their number."""
-        began = time.perf_counter()
         size = max(256, self._config.eval_batch_size // count)
         device = torch.device(self._config.device)
 
@@ -134,9 +131,7 @@ class _Validation:
             )
             return islice(train, _CALIBRATION_BATCHES)
 
-        scores = Evaluator(self._net, valid, _auc, calibration).variants(count)
-        self.seconds += time.perf_counter() - began
-        return scores
+        return Evaluator(self._net, valid, _auc, calibration).variants(count)
 
 
 def _auc(label: Tensor, logits: Tensor) -> float:

@@ -39,6 +39,7 @@ def bench(
     retry_failed: bool = typer.Option(False, "--retry-failed", help="Do failed runs again."),
     dry_run: bool = typer.Option(False, "--dry-run", help="List the runs and do nothing."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    checkpoint: bool = settings.CHECKPOINT,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
     batch_size: int | None = settings.BATCH_SIZE,
@@ -76,7 +77,7 @@ def bench(
     if dry_run:
         _list(configs, folder, retry_failed)
     else:
-        _sweep(configs, folder, retry_failed, jobs, quiet)
+        _sweep(configs, folder, quiet, retry_failed=retry_failed, jobs=jobs, checkpoint=checkpoint)
 
 
 def _grid(
@@ -120,9 +121,7 @@ def _list(configs: list[RunConfig], folder: Path, retry_failed: bool) -> None:
     typer.echo(note)
 
 
-def _sweep(
-    configs: list[RunConfig], folder: Path, retry_failed: bool, jobs: int, quiet: bool
-) -> None:
+def _sweep(configs: list[RunConfig], folder: Path, quiet: bool, **options: Any) -> None:
     from rich.console import Console
 
     from featemb.benchmarks.progress import watcher
@@ -130,7 +129,7 @@ def _sweep(
     from featemb.benchmarks.sweep import sweep
 
     with watcher(len(configs), quiet) as watch:
-        found = sweep(configs, folder, retry_failed=retry_failed, jobs=jobs, progress=watch)
+        found = sweep(configs, folder, progress=watch, **options)
     if not quiet:
         console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
         for table in comparison_tables(found, folder):

@@ -24,6 +24,11 @@ PATIENCE = typer.Option(None, help="Evaluations without a better validation AUC 
 ROWS = typer.Option(None, help="Train on this many rows, drawn at random [all].")
 DEVICE = typer.Option(None, help="cpu, cuda or cuda:<number> [cpu].")
 THREADS = typer.Option(None, help="CPU threads of torch [torch's choice].")
+CHECKPOINT = typer.Option(
+    False,
+    "--checkpoint/--no-checkpoint",
+    help="Keep the state of a run after every evaluation, and go on from it after a kill.",
+)
 SET = typer.Option(
     None, "--set", help="A setting of the model, as in TOML: --set 'hidden=[192]' (repeatable)."
 )

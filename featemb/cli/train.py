@@ -29,6 +29,7 @@ def train(
     seed: int | None = typer.Option(None, help="Seed [0]."),
     out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
+    checkpoint: bool = settings.CHECKPOINT,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
     batch_size: int | None = settings.BATCH_SIZE,
@@ -75,10 +76,12 @@ def train(
     dataset = sources.load(config)
     if save_schema is not None:
         sources.save_recipe(dataset, save_schema)
-    _show(_run(config, dataset, out, quiet), out)
+    _show(_run(config, dataset, out, quiet, checkpoint), out)
 
 
-def _run(config: RunConfig, dataset: Dataset, out: Path, quiet: bool) -> dict[str, Any]:
+def _run(
+    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, checkpoint: bool
+) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
     from featemb.benchmarks.progress import watcher
@@ -94,7 +97,7 @@ def _run(config: RunConfig, dataset: Dataset, out: Path, quiet: bool) -> dict[st
             typer.echo(f"{out} holds this run already")
             return records.read(out / name)
         with watcher(1, quiet) as watch:
-            return run_one(config, out, dataset, watch)
+            return run_one(config, out, dataset, watch, checkpoint)
 
 
 def _show(record: dict[str, Any], out: Path) -> None:
