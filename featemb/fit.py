@@ -58,7 +58,7 @@ def fit(
         checkpoint: file to which all state is written after every evaluation and stage. Where it
             exists, training goes on from it, with the answers of a training that was not
             interrupted; delete it to begin anew. A search that was interrupted starts over. All
-            arguments must be the same; epochs may be more.
+            arguments must be the same; epochs may be more for a stage under way.
 
     Raises:
         RunError: the model holds no embedding layer, a stage needs held-out batches or an
