@@ -36,8 +36,8 @@ class NarrowedEmbedding(StagedEmbedding):
         inherits: whether the last stage starts from the wide form's values.
 
     Attributes:
-        found: int64 ``[F + 3]``: the widths, and the feature, the ids and the kind of the column
-            of some ids (see `Widths`); zeros before the search.
+        found: int64 ``[F + 4]``: the widths, and the feature, number and kind of the ids that have
+            more columns (see `Widths`); zeros before the search.
         start: int64 scalar, seed of the narrow tables' initial values.
     """
 
@@ -60,7 +60,7 @@ class NarrowedEmbedding(StagedEmbedding):
         self.init, self.bias, self.inherits = init, bias, inherits
         features = context.schema.num_features
         self.register_buffer(
-            "found", torch.zeros(features + 3, dtype=torch.int64, device=context.device)
+            "found", torch.zeros(features + 4, dtype=torch.int64, device=context.device)
         )
         self.register_buffer("start", context.seed_tensor())
         self.chosen: Widths | None = None
@@ -89,8 +89,8 @@ class NarrowedEmbedding(StagedEmbedding):
     def choose_widths(self) -> Widths:
         """Choose the widths and hold them: what the search stage does."""
         chosen = self.choose()
-        kind = (chosen.feature, chosen.hot, int(chosen.frequent))
-        self.found.copy_(torch.tensor([*chosen.sizes, *kind]))
+        more = (chosen.feature, chosen.hot, chosen.columns, int(chosen.frequent))
+        self.found.copy_(torch.tensor([*chosen.sizes, *more]))
         self.chosen = chosen
         return chosen
 
@@ -142,5 +142,5 @@ class NarrowedEmbedding(StagedEmbedding):
 
 
 def _widths(found: list[int]) -> Widths | None:
-    *sizes, feature, hot, frequent = found
-    return Widths(tuple(sizes), feature, hot, bool(frequent)) if sizes[0] else None
+    *sizes, feature, hot, columns, frequent = found
+    return Widths(tuple(sizes), feature, hot, columns, bool(frequent)) if sizes[0] else None

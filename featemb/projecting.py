@@ -1,7 +1,7 @@
 """Tables of chosen widths with projections: how they are made, and set to given vectors.
 
 Shape letters: G features of one width w, n_f ids of feature f, D width of the vectors, h ids with
-one column more.
+c more columns.
 """
 
 from __future__ import annotations
@@ -51,18 +51,19 @@ def projected_source(
     base = sources[0] if len(sources) == 1 else Split(sources=sources, which=which, dim=dim)
     if not widths.hot:
         return base
-    direction = _matrix(context, (dim,), widths.sizes[widths.feature] + 1)
+    shape = (widths.columns, dim)
+    directions = _matrix(context, shape, widths.sizes[widths.feature] + widths.columns)
     return Widened(
         base=base,
         hot=hot_part(context, widths),
-        column=context.table(widths.hot, 1, init),
-        direction=nn.Parameter(direction),
+        columns=context.table(widths.hot, widths.columns, init),
+        directions=nn.Parameter(directions),
         feature=widths.feature,
     )
 
 
 def hot_part(context: BuildContext, widths: Widths) -> HotRange | HotBitmap:
-    """Return the part that ranks the ids that have a column more."""
+    """Return the part that ranks the ids that have more columns."""
     if not widths.frequent:
         return HotRange(first=(0,), size=(widths.hot,))
     one = context.only([f == widths.feature for f in range(context.schema.num_features)])
@@ -117,15 +118,15 @@ def write_feature(
     if bias is not None:
         part.projection.get_parameter("bias")[place] = bias
     if widened is not None and widened.feature == feature:
-        _write_column(widened, scores[:, width : width + 1], directions[width : width + 1])
+        more = slice(width, width + widths.columns)
+        _write_columns(widened, scores[:, more], directions[more])
 
 
-def _write_column(widened: Widened, scores: Tensor, directions: Tensor) -> None:
-    """Write the column of some ids from ``[n_f, 1]`` and ``[1, D]``; zeros where there is none."""
-    column = widened.column.get_parameter("weight")
-    column.zero_()
-    if scores.shape[1]:
-        ids = torch.arange(len(scores), device=scores.device)
-        rank = widened.hot(ids, torch.zeros_like(ids))
-        column[rank[rank >= 0]] = scores[rank >= 0]
-        widened.direction.data.copy_(directions[0])
+def _write_columns(widened: Widened, scores: Tensor, directions: Tensor) -> None:
+    """Write the columns of some ids from up to c of them; zeros where there are fewer."""
+    given, table = scores.shape[1], widened.columns.get_parameter("weight")
+    ids = torch.arange(len(scores), device=scores.device)
+    rank = widened.hot(ids, torch.zeros_like(ids))
+    table.zero_()
+    table[rank[rank >= 0], :given] = scores[rank >= 0]
+    widened.directions.data[:given] = directions

@@ -1,13 +1,14 @@
 """Widths of the features' tables, chosen within a limit of serving bytes.
 
 Shape letters: F features, n_f ids and w_f columns of feature f, D width of the vectors, h ids that
-have one column more.
+have c more columns.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +18,7 @@ from featemb.frequency import hot_start
 from featemb.schema import Schema
 
 _NUMBER = 4
+_WORD_BYTES = 12  # of the bitmap, for 64 ids
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,16 @@ class Widths:
 
     Attributes:
         sizes: w_f, columns of each feature's table.
-        feature: the feature of which some ids have one column more.
-        hot: h, how many of its ids have it; 0 where there is no such feature.
+        feature: the feature of which some ids have more columns.
+        hot: h, how many of its ids have them; 0 where there is no such feature.
+        columns: c, how many more: 1, but for codecs whose rows grow in steps.
         frequent: whether they are its most frequent ids, or those of the lowest numbers.
     """
 
     sizes: tuple[int, ...]
     feature: int = 0
     hot: int = 0
+    columns: int = 1
     frequent: bool = True
 
     def groups(self) -> list[tuple[int, list[int]]]:
@@ -47,7 +51,8 @@ class WidthBytes:
     """Serving bytes of tables of w_f columns with projections to D, by feature.
 
     A feature takes ``n_f row(w_f) + 4 w_f D`` bytes (and 4 D with a bias), or ``n_f row(D)`` where
-    ``w_f = D``: then it needs no projection. Widths that take no fewer bytes than D are D.
+    ``w_f = D``: then it needs no projection. Widths that take no fewer bytes than D are D. Features
+    of one width share a table, to which some codecs add bytes.
 
     Args:
         schema: the features.
@@ -58,25 +63,33 @@ class WidthBytes:
 
     def __init__(self, schema: Schema, dim: int, codec: Codec, bias: bool = False) -> None:
         self.schema, self.dim, self.codec, self.bias = schema, dim, codec, bias
-        self._row: dict[int, int] = {}
+        self.cardinalities = schema.cardinalities
+        self._table: dict[int, tuple[int, int]] = {}
 
     def __call__(self, widths: Sequence[int]) -> int:
-        """Return the bytes of all features, without the column of some ids."""
-        return sum(self.of(feature, width) for feature, width in enumerate(widths))
+        """Return the bytes of all features, without the columns of some ids."""
+        features = sum(self.of(feature, width) for feature, width in enumerate(widths))
+        return features + sum(self.table(width)[0] for width in set(widths))
 
     def of(self, feature: int, width: int) -> int:
-        """Return the bytes of one feature."""
-        rows = self.schema.cardinalities[feature] * self.row(width)
+        """Return the bytes of one feature, without those of the table itself."""
+        rows = self.cardinalities[feature] * self.table(width)[1]
         if width == self.dim:
             return rows
         return rows + _NUMBER * self.dim * (width + self.bias)
 
-    def row(self, width: int) -> int:
-        """Return the bytes of a row: codecs are linear in the rows."""
-        if width not in self._row:
-            coded = self.codec.encode(torch.empty(1, width, device="meta"))
-            self._row[width] = sum(one.numel() * one.element_size() for one in coded.buffers())
-        return self._row[width]
+    def table(self, width: int) -> tuple[int, int]:
+        """Return the bytes of a table and of each of its rows: codecs are linear in the rows."""
+        if width not in self._table:
+            few, more = (
+                sum(
+                    one.numel() * one.element_size()
+                    for one in self.codec.encode(torch.empty(n, width, device="meta")).buffers()
+                )
+                for n in (2, 3)
+            )
+            self._table[width] = (few - 2 * (more - few), more - few)
+        return self._table[width]
 
     def real(self, feature: int, width: int) -> int:
         """Return the width, or D where that takes no more bytes."""
@@ -99,6 +112,7 @@ class WidthBytes:
 
         The feature whose column does not fit gets it for as many of its most frequent ids as there
         are bytes left: the rest is less than a number of one id, or than the column's projection.
+        Where a codec's rows grow by more than a number, the ids get several columns.
 
         Args:
             limit: most bytes.
@@ -115,34 +129,50 @@ class WidthBytes:
             floor = limit - left
             text = f"{name} at width {self.dim} needs at least {floor:,} bytes"
             raise BudgetError(f"{text}, the limit is {limit:,}", floor)
+        used = Counter(widths)
         for feature in order:
-            if widths[feature] == self.dim:
+            width = widths[feature]
+            if width == self.dim:
                 continue
-            wider = self.real(feature, widths[feature] + 1)
-            more = self.of(feature, wider) - self.of(feature, widths[feature])
+            wider = self.real(feature, width + 1)
+            more = self.of(feature, wider) - self.of(feature, width)
+            more += 0 if used[wider] else self.table(wider)[0]
+            more -= self.table(width)[0] if used[width] == 1 else 0
             if more > left:
-                return self._column(tuple(widths), feature, left)
+                return self._columns(tuple(widths), feature, left)
             widths[feature], left = wider, left - more
+            used[wider] += 1
+            used[width] -= 1
         return Widths(tuple(widths))
 
-    def _column(self, widths: tuple[int, ...], feature: int, left: int) -> Widths:
-        """Give some ids of a feature one more column, of at most so many bytes.
+    def _columns(self, widths: tuple[int, ...], feature: int, left: int) -> Widths:
+        """Give some ids of a feature as few more columns as take the bytes left.
 
         Ids that are not numbered by frequency need a bitmap. Where it would take more than half of
-        the bytes left, the ids of the lowest numbers get the column instead.
+        the bytes left, the ids of the lowest numbers get the columns instead.
         """
-        one = self.schema.features[feature]
-        number, left = self.row(1), left - _NUMBER * self.dim
-        ids = self.schema.cardinalities[feature]
-        hot = min(left // number, ids)
-        if hot < 1:
-            return Widths(widths)
-        if hot_start(one, hot) is not None:
-            return Widths(widths, feature, hot)
-        marked = min((left - 12 * -(-ids // 64)) // number, ids - 1)
-        if 2 * marked < hot:
-            return Widths(widths, feature, hot, frequent=False)
-        return Widths(widths, feature, marked)
+        ids = self.cardinalities[feature]
+        found = Widths(widths)
+        for columns in range(1, self.dim - widths[feature] + 1):
+            fixed, each = self.table(columns)
+            room = left - fixed - _NUMBER * self.dim * columns
+            hot = min(room // each, ids)
+            if hot < 1:
+                break
+            found = Widths(widths, feature, hot, columns)
+            if hot < ids:
+                return self._marked(found, room, each)
+        return found
+
+    def _marked(self, found: Widths, room: int, each: int) -> Widths:
+        """Leave bytes for the bitmap that tells the most frequent ids, where one is needed."""
+        feature, ids = self.schema.features[found.feature], self.cardinalities[found.feature]
+        if hot_start(feature, found.hot) is not None:
+            return found
+        marked = min((room - _WORD_BYTES * -(-ids // 64)) // each, ids - 1)
+        if 2 * marked < found.hot:
+            return replace(found, frequent=False)
+        return replace(found, hot=marked)
 
 
 def by_threshold(num_features: int, dim: int, reached: Callable[[int, int], float]) -> list[int]:

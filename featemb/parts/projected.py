@@ -1,6 +1,6 @@
 """Narrow tables with a projection of each feature to the width of the vectors.
 
-Shape letters: G features of one width w, D width of the vectors, h ids with one column more.
+Shape letters: G features of one width w, D width of the vectors, h ids with c more columns.
 """
 
 from __future__ import annotations
@@ -81,21 +81,21 @@ class Projected(Source):
 
 
 class Widened(Source):
-    """A source of which some ids of one feature have a column more: ``e(f, x) + c[r(x)] u``.
+    """A source of which some ids of one feature have more columns: ``e(f, x) + C[r(x)] U``.
 
     Attributes:
         base: the source, of all features.
-        hot: (id, 0) -> rank r of an id that has the column, or -1.
-        column: the numbers c, rows of one number ``[h, 1]``.
-        direction: u, their row of the projection, ``[D]``.
+        hot: (id, 0) -> rank r of an id that has the columns, or -1.
+        columns: their numbers C, rows ``[h, c]``.
+        directions: U, their rows of the projection, ``[c, D]``.
         feature: the feature.
     """
 
-    memory_parts: ClassVar[dict[str, str]] = {"direction": "decoder"}
+    memory_parts: ClassVar[dict[str, str]] = {"directions": "decoder"}
     base: nn.Module
     hot: nn.Module
-    column: nn.Module
-    direction: Tensor
+    columns: nn.Module
+    directions: Tensor
     feature: int
 
     def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
@@ -112,15 +112,15 @@ class Widened(Source):
         return torch.cat([vectors[:, :at], wider[:, None], vectors[:, at + 1 :]], 1)
 
     def _extra(self, ids: Tensor, own: Tensor) -> Tensor:
-        """Return ``c[r(x)] u`` for ids ``[...]`` where they are ``own`` and hot, else zeros."""
+        """Return ``C[r(x)] U`` for ids ``[...]`` where they are ``own`` and hot, else zeros."""
         rank = torch.where(own, self.hot(ids, torch.zeros_like(ids)), -1)
         if not self.training:
-            found = self.column(rank.clamp(min=0)) * self.direction
+            found = self.columns(rank.clamp(min=0)) @ self.directions
             return torch.where((rank >= 0)[..., None], found, torch.zeros_like(found))
         # rows of other ids must not be touched: their moments would go on moving them
         flat = rank.reshape(-1)
         places = (flat >= 0).nonzero()[:, 0]
-        found = self.column(flat[places]) * self.direction
+        found = self.columns(flat[places]) @ self.directions
         zeros = found.new_zeros(flat.shape[0], found.shape[1])
         extra: Tensor = zeros.index_copy(0, places, found).view(*rank.shape, -1)
         return extra
