@@ -110,7 +110,7 @@ def _profile(feature: Feature) -> _Profile:
 def _by_zipf(features: Sequence[Feature], total: int) -> tuple[int, ...]:
     """The t-th id of a feature with n ids counts 1 / (t H_n): take ids down to one threshold."""
     numbers = [feature.cardinality or 0 for feature in features]
-    mass = np.array([np.log(n) + _GAMMA + 1 / (2 * n) if n else np.inf for n in numbers])
+    mass = np.array([_mass(n) if n else np.inf for n in numbers])
     low, high = 0.0, float(total * mass[np.isfinite(mass)].max(initial=1.0))
     for _ in range(100):
         scale = (low + high) / 2
@@ -146,6 +146,23 @@ def hot_start(feature: Feature, size: int) -> int | None:
     return profile.start
 
 
+def expected_counts(schema: Schema) -> npt.NDArray[np.float64]:
+    """Return how often each id of all features occurs, ``[N]``; its scale is of no meaning.
+
+    Where a feature has no counts, Zipf's law decides for all of them, as in `hot_sizes`.
+    """
+    cardinalities = schema.cardinalities
+    counts = [feature.counts for feature in schema.features if feature.counts is not None]
+    if len(counts) == len(cardinalities):
+        return np.concatenate(counts).astype(np.float64)
+    return np.concatenate([1 / (np.arange(1, n + 1) * _mass(n)) for n in cardinalities])
+
+
+def _mass(n: int) -> float:
+    """The n-th harmonic number."""
+    return float(np.log(n) + _GAMMA + 1 / (2 * n))
+
+
 def effective_sizes(schema: Schema) -> tuple[float, ...]:
     """Return the perplexity of each feature's ids: how many equally frequent ids it amounts to.
 
@@ -165,5 +182,5 @@ def _perplexity(feature: Feature) -> float | None:
         return None
     # Zipf's law: entropy = log H_n + (1 / H_n) sum log(t) / t, and sum log(t) / t ~ log(n)^2 / 2
     n = feature.cardinality
-    mass = np.log(n) + _GAMMA + 1 / (2 * n)
+    mass = _mass(n)
     return float(np.clip(np.exp(np.log(mass) + np.log(n) ** 2 / (2 * mass)), 1.0, n))

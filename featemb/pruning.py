@@ -14,6 +14,7 @@ from featemb.codecs.base import Codec
 from featemb.frozen import FrozenEmbedding
 from featemb.layer import BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup, OffsetAddress
+from featemb.parts.base import Part
 from featemb.parts.masked import MaskedRows, keep_largest
 from featemb.staging import StagedEmbedding
 
@@ -98,11 +99,15 @@ class PrunedEmbedding(StagedEmbedding):
 
     def _freeze(self, codec: Codec) -> FrozenEmbedding:
         masked = self.masked
-        if self.training and not self.settled:
-            masked = MaskedRows(rows=masked.rows, keep=self.chosen(), kept=masked.kept)
+        keep = self.chosen() if self.training and not self.settled else masked.keep
         address, combine = (self.source.get_submodule(one) for one in ("address", "combine"))
-        source = Lookup(address=address, rows=masked, combine=combine).frozen(codec)
-        assert isinstance(source, Lookup)
+        assert isinstance(address, Part)
+        assert isinstance(combine, Part)
+        source = Lookup(
+            address=address.frozen(codec),
+            rows=masked.served(codec, keep),
+            combine=combine.frozen(codec),
+        )
         return FrozenEmbedding(self.schema, self.dim, self.widths, source)
 
 

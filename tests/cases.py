@@ -7,6 +7,11 @@ import torch
 torch.set_num_threads(1)
 
 CASES: dict[str, tuple[str, ...]] = {
+    "adaembed": (
+        "adaembed",
+        "adaembed(every=3, kept=60, margin=0.0)+int8",
+        "adaembed(every=2, score=frequency, share=0.5)",
+    ),
     "adapt": ("adapt", "adapt(hot_share=0.2, rows=40)+int8"),
     "autodim": (
         "autodim",

@@ -40,31 +40,42 @@ class MaskedRows(Part):
 
     def frozen(self, codec: Codec) -> Part:
         """Return the kept entries and the index of the others, by the fewest bytes."""
-        weight = self.rows.get_parameter("weight").detach()
-        if self.kept == self.keep.numel():
+        return self.served(codec, self.keep)
+
+    def served(self, codec: Codec, keep: Tensor) -> Part:
+        """Return what `frozen` does, for another mask of as many kept entries."""
+        weight = self.values()
+        if self.kept == keep.numel():
             return codec.encode(weight)
-        places = self._places()
-        index = smallest_index(places, self.keep.numel())
-        if self.keep.shape[1] == 1:
+        places = self._places(keep)
+        index = smallest_index(places, keep.numel())
+        if keep.shape[1] == 1:
             return KeptRows(index=index, rows=codec.encode(weight[places]))
         values = codec.encode(weight.reshape(-1)[places][:, None])
         sparse = KeptWeights(index=index, values=values, width=weight.shape[1])
-        dense = codec.encode(torch.where(self.keep, weight, torch.zeros_like(weight)))
+        dense = codec.encode(torch.where(keep, weight, torch.zeros_like(weight)))
         return min((sparse, dense), key=_bytes)
 
-    def _places(self) -> Tensor:
+    def values(self) -> Tensor:
+        """Return the numbers that are served where they are kept, ``[R, C]``."""
+        return self.rows.get_parameter("weight").detach()
+
+    def _places(self, keep: Tensor) -> Tensor:
         """Return the kept entries' numbers, ascending int64 ``[kept]``."""
-        if self.keep.is_meta:
+        if keep.is_meta:
             return torch.empty(self.kept, dtype=torch.int64, device="meta")
-        return self.keep.reshape(-1).nonzero()[:, 0]
+        return keep.reshape(-1).nonzero()[:, 0]
 
 
 def _bytes(part: Part) -> int:
     return sum(one.numel() * one.element_size() for one in part.buffers())
 
 
-def keep_largest(scores: Tensor, count: int) -> Tensor:
-    """Return the mask, of the scores' shape, of the ``count`` largest; of equal ones the first.
+def keep_largest(scores: Tensor, count: int, prefer: Tensor | None = None) -> Tensor:
+    """Return the mask, of the scores' shape, of the ``count`` largest.
+
+    Of equal ones those are taken for which ``prefer``, of as many numbers, is largest; then the
+    first.
 
     Raises:
         DataError: a score is NaN.
@@ -78,6 +89,8 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     cut = flat.kthvalue(flat.numel() - count + 1).values if count else flat.new_tensor(float("inf"))
     keep = flat > cut
-    ties = (flat == cut).nonzero()[: count - int(keep.sum()), 0]
-    keep[ties] = True
+    ties = (flat == cut).nonzero()[:, 0]
+    if prefer is not None:
+        ties = ties[prefer.reshape(-1)[ties].argsort(descending=True, stable=True)]
+    keep[ties[: count - int(keep.sum())]] = True
     return keep.view_as(scores)
