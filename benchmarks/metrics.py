@@ -55,7 +55,11 @@ def placements(label: Floats, score: Floats) -> tuple[Floats, Floats]:
 
 def auc(labels: Array, scores: Array) -> float:
     """Area under the ROC curve; ties count half."""
-    return float(placements(*check(labels, scores))[0].mean())
+    label, score = check(labels, scores)
+    positive = label == 1
+    count = int(positive.sum())
+    ranks = scipy_stats.rankdata(score)[positive].sum()
+    return float((ranks - count * (count + 1) / 2) / (count * (len(label) - count)))
 
 
 def row_logloss(label: Floats, score: Floats) -> Floats:

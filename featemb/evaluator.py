@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featemb.errors import RunError
+from featemb.layer import FeatureEmbedding
 from featemb.stage import Stage
+from featemb.variants import Variants
 
 Batches = Callable[[], Iterable[Any]]
 
@@ -23,9 +25,11 @@ Batches = Callable[[], Iterable[Any]]
 class Evaluator:
     """Scores a model as it stands, or V variants of an embedding layer in one pass.
 
-    For variants every batch is repeated V times, sample b of variant v at ``v B + b``: a layer that
-    searches answers each copy with its own form, and looks the rows up once. Where the model has
-    batch normalisation, a pass over the calibration batches first gives each variant running
+    Variants are forms of an embedding layer that searches (its ``variants``). Rows are looked up
+    once a batch. A model that can be narrowed (``model.narrowed(widths)``) then computes each
+    variant with the columns that it has. For any other model every batch is repeated V times,
+    sample b of variant v at ``v B + b``, and the layer answers each copy with its own form. Where
+    the model has batch normalisation, a pass over the calibration batches first gives each variant
     statistics of its own: those of the trained form belong to other inputs.
 
     Args:
@@ -48,44 +52,104 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self) -> float:
         """Score the model as it stands."""
-        return self._scores(1)[0]
+        return self._scores(_Repeated(self.model, 1))[0]
 
     @torch.no_grad()
     def variants(self, count: int) -> list[float]:
-        """Score V variants in one pass; the layer must expect the repeated batches.
+        """Score V variants in one pass; the layer that searches must have as many.
 
         Raises:
             RunError: several variants of ids that are no dense tensor.
         """
-        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
-        if not norms or self.calibration is None:
-            return self._scores(count)
-        with _own_statistics(norms, count) as statistics:
-            for batch in self.calibration():
-                self._logits(batch, count)
+        way = _narrowed(self.model) or _Repeated(self.model, count)
+        if self.calibration is None:
+            return self._scores(way)
+        with _own_statistics(way) as statistics:
+            for batch in self.calibration() if statistics else ():
+                way.logits(batch)
             for one in statistics:
                 one.collecting = False
-            return self._scores(count)
+            return self._scores(way)
 
-    def _scores(self, count: int) -> list[float]:
+    def _scores(self, way: _Repeated | _Narrowed) -> list[float]:
         labels, logits = [], []
         for batch in self.batches():
             labels.append(batch.label)
-            logits.append(self._logits(batch, count))
+            logits.append(way.logits(batch).float())
         label, found = torch.cat(labels), torch.cat(logits, 1)
         return [self.score(label, one) for one in found]
 
-    def _logits(self, batch: Any, count: int) -> Tensor:
+
+class _Repeated:
+    """One network that reads every batch V times."""
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        self.model, self.count = model, count
+        self.models = [(model, count)]
+
+    def logits(self, batch: Any) -> Tensor:
         """Return ``[V, B]``."""
         ids, numeric = batch.ids, batch.numeric
-        if count > 1:
+        if self.count > 1:
             if not isinstance(ids, Tensor):
                 raise RunError("variants are scored together on dense ids only; score one by one")
-            ids = ids.repeat(count, 1)
-            numeric = None if numeric is None else numeric.repeat(count, 1)
+            ids = ids.repeat(self.count, 1)
+            numeric = None if numeric is None else numeric.repeat(self.count, 1)
         inputs = (ids,) if numeric is None else (ids, numeric)
         logits: Tensor = self.model(*inputs)
-        return logits.float().view(count, -1)
+        return logits.view(self.count, -1)
+
+
+class _Narrowed:
+    """A network for each variant, of the columns that it has; other weights are shared."""
+
+    def __init__(self, networks: list[Any], variants: Variants) -> None:
+        self.networks, self.variants = networks, variants
+        self.models = [(network, 1) for network in networks]
+
+    def logits(self, batch: Any) -> Tensor:
+        """Return ``[V, B]``."""
+        vectors = self.variants.vectors(batch.ids)
+        return torch.stack(
+            [
+                network.logits(batch.ids, one, batch.numeric)
+                for network, one in zip(self.networks, vectors, strict=True)
+            ]
+        )
+
+
+class _Once(nn.Module):
+    """A layer beside the one that searches: it looks a batch up once for all variants."""
+
+    def __init__(self, layer: FeatureEmbedding) -> None:
+        super().__init__()
+        self.layer = layer
+        self._ids: Any = None
+        self._vectors: Any = None
+
+    def forward(self, ids: Any) -> Tensor:
+        """Return the embedded batch."""
+        if ids is not self._ids:
+            self._ids, self._vectors = ids, self.layer(ids)
+        vectors: Tensor = self._vectors
+        return vectors
+
+
+def _narrowed(model: nn.Module) -> _Narrowed | None:
+    """Narrow a model for each variant of its layer, where both know how to."""
+    layer = getattr(model, "embedding", None)
+    if not (isinstance(layer, FeatureEmbedding) and layer.variants and hasattr(model, "narrowed")):
+        return None
+    narrow: Any = model.narrowed
+    networks = [narrow(widths) for widths in layer.variants.widths]
+    if None in networks:
+        return None
+    once: dict[FeatureEmbedding, _Once] = {}
+    for network in networks:
+        for name, child in list(network.named_children()):
+            if isinstance(child, FeatureEmbedding) and child is not layer:
+                setattr(network, name, once.setdefault(child, _Once(child)))
+    return _Narrowed(networks, layer.variants)
 
 
 class _Statistics:
@@ -116,14 +180,20 @@ class _Statistics:
 
 
 @contextmanager
-def _own_statistics(norms: list[_BatchNorm], count: int) -> Iterator[list[_Statistics]]:
-    statistics = [_Statistics(norm, count) for norm in norms]
-    for norm, own in zip(norms, statistics, strict=True):
+def _own_statistics(way: _Repeated | _Narrowed) -> Iterator[list[_Statistics]]:
+    norms = [
+        (norm, count)
+        for model, count in way.models
+        for norm in model.modules()
+        if isinstance(norm, _BatchNorm)
+    ]
+    statistics = [_Statistics(norm, count) for norm, count in norms]
+    for (norm, _), own in zip(norms, statistics, strict=True):
         norm.forward = own  # type: ignore[method-assign, assignment]
     try:
         yield statistics
     finally:
-        for norm in norms:
+        for norm, _ in norms:
             del norm.forward
 
 

@@ -27,6 +27,7 @@ from featemb.parts import Lookup, Source
 from featemb.rows import RowTable
 from featemb.schema import Schema
 from featemb.stage import Stage
+from featemb.variants import Variants
 
 if TYPE_CHECKING:
     from featemb.build import Request
@@ -145,11 +146,13 @@ class FeatureEmbedding(EmbeddingBase):
         sizes_follow_values: whether the frozen size depends on the values of tensors (pruning), not
             only on their shapes; `memory` then freezes the real layer.
         architecture: names of parameters and buffers that a rewind leaves alone: what was searched.
+        variants: the forms that a search compares at the moment.
         smooth: whether answers in training are a smooth function of the parameters; false with
             random masks or surrogate gradients, whose gradients a method tests by their formula.
     """
 
     request: Request
+    variants: Variants | None = None
     sizes_follow_values: ClassVar[bool] = False
     architecture: ClassVar[tuple[str, ...]] = ()
     smooth: ClassVar[bool] = True

@@ -6,12 +6,17 @@ Shape letters: F features, n_f ids of feature f, N ids in all, D width.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from featemb.evolution import Candidate
+from featemb.ids import parse
+from featemb.parts.supernet import Supernet
 from featemb.ragged import RaggedSize, RowOrder, fit_rows
+from featemb.schema import Schema
 
 _NEAR = (-2, -1, 1, 2)
 
@@ -112,3 +117,47 @@ class RaggedSpace:
 
     def _overflows(self, widths: Sequence[int]) -> bool:
         return self.limit is not None and self.size(widths, self.cardinalities) > self.limit
+
+
+class RaggedVariants:
+    """Candidates over one table, for `featemb.Evaluator`: rows are looked up once a batch.
+
+    Args:
+        schema: the features, all single-valued.
+        net: gives rows ``[B, F]`` and their vectors ``[B, F, D]``.
+        rank: int64 ``[N]``.
+        kept: of each candidate: rows whose rank is below it are kept.
+        widths: the candidates.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        net: Supernet,
+        rank: Tensor,
+        kept: Sequence[int],
+        widths: Sequence[Candidate],
+    ) -> None:
+        self.widths = widths
+        self._schema, self._net, self._rank, self._kept = schema, net, rank, kept
+        dim, device = net.rows.get_parameter("weight").shape[1], rank.device
+        self._features = [
+            torch.tensor([f for f, width in enumerate(one) for _ in range(width)], device=device)
+            for one in widths
+        ]
+        self._columns = [
+            torch.tensor([f * dim + i for f, k in enumerate(one) for i in range(k)], device=device)
+            for one in widths
+        ]
+
+    def vectors(self, ids: Any) -> Iterator[Tensor]:
+        """Yield ``[B, sum(widths[v])]`` for every candidate."""
+        checked = parse(ids, self._schema)
+        assert isinstance(checked, Tensor)
+        rows, vectors = self._net.read(checked)
+        flat, rank = vectors.flatten(1), self._rank[rows]
+        for kept, columns, feature in zip(self._kept, self._columns, self._features, strict=True):
+            picked = flat.index_select(1, columns)
+            if kept < len(self._rank):
+                picked *= (rank < kept).to(flat.dtype).index_select(1, feature)
+            yield picked

@@ -171,6 +171,17 @@ class CTRModel(nn.Module):
         """
         return False
 
+    def narrowed(self, widths: Sequence[int]) -> CTRModel | None:
+        """Return a model that reads the first ``widths[f]`` numbers of each feature; or None.
+
+        The others are zero. It shares all weights but those that are cut; call its `logits`.
+        """
+        memo: dict[int, Any] = {id(one): one for one in (*self.parameters(), *self.buffers())}
+        memo |= {id(layer): layer for layer in self.embeddings()}
+        other = copy.deepcopy(self, memo)
+        narrow = other.keep_inputs(self._columns(self.embedding.widths, widths))
+        return other if narrow else None
+
     def freeze(self, codec: Codec | str | None = None, narrow: bool = True) -> CTRModel:
         """Return a copy to serve: in eval mode, with every embedding layer in its frozen form.
 

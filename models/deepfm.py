@@ -62,6 +62,6 @@ class DeepFM(CTRModel):
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""
         first: Tensor = self.first_order(self.companion(ids), numeric)
-        second: Tensor = self.pairwise(self.equal(vectors), numeric)
+        second: Tensor = self.pairwise(self.equal.sums(vectors), numeric)
         deep: Tensor = self.mlp(beside(vectors, numeric))
         return first + second + deep

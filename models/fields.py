@@ -57,6 +57,18 @@ class EqualWidths(nn.Module):
         """Expect these of the W columns from now on; the others are zero."""
         self.columns = tuple(column for column in columns if column < sum(self.widths))
 
+    def sums(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over features ``[B, D]`` and the sum of all squares ``[B]``.
+
+        Columns that are left out are zero: they are added up without being filled in.
+        """
+        if self.columns is None or self.maps:
+            fields = self(vectors)
+            return fields.sum(1), fields.square().sum((1, 2))
+        place = torch.tensor(self.columns, dtype=torch.int64, device=vectors.device) % self.dim
+        where = torch.nn.functional.one_hot(place, self.dim).to(vectors.dtype)
+        return vectors @ where, vectors.square().sum(1)
+
     def forward(self, vectors: Tensor) -> Tensor:
         """Return ``[B, F, D]`` of ``[B, W]``."""
         if self.columns is not None:
@@ -101,10 +113,9 @@ class Pairwise(nn.Module):
             start = torch.empty(context.numeric, dim)
             self.weight = nn.Parameter(start.normal_(0, 0.01, generator=context.generator))
 
-    def forward(self, fields: Tensor, numeric: Tensor | None) -> Tensor:
-        """Return ``[B]`` of vectors ``[B, F, D]`` and numeric columns ``[B, M]``."""
-        total = fields.sum(1)
-        squares = fields.square().sum((1, 2))
+    def forward(self, sums: tuple[Tensor, Tensor], numeric: Tensor | None) -> Tensor:
+        """Return ``[B]`` of the features' sums (`EqualWidths.sums`) and numeric ``[B, M]``."""
+        total, squares = sums
         if numeric is not None and self.weight is not None:
             # never materialises the [B, M, D] vectors x_j v_j
             total = total + numeric @ self.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,8 +48,13 @@ class FM(CTRModel):
         self.companion = context.embedding.companion(1)
         self.first_order = FirstOrder(context)
 
+    def keep_inputs(self, columns: Sequence[int]) -> bool:
+        """Sum over the columns that are there."""
+        self.equal.keep_inputs(columns)
+        return True
+
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return ``[B]``."""
         first: Tensor = self.first_order(self.companion(ids), numeric)
-        second: Tensor = self.pairwise(self.equal(vectors), numeric)
+        second: Tensor = self.pairwise(self.equal.sums(vectors), numeric)
         return first + second

@@ -140,7 +140,7 @@ def test_faithful_serves_the_rows_above_their_thresholds() -> None:
 
 
 def test_retraining_starts_where_the_first_stage_did() -> None:
-    layer = fe.embedding(SMALL, "optembed(generations=1)", dim=DIM, ratio=2, seed=5)
+    layer = fe.embedding(SMALL, "optembed(generations=1, retrain=rewind)", dim=DIM, ratio=2, seed=5)
     model = LinearReader(layer)
     start = copy.deepcopy(model.state_dict())
     first, search, again = layer.stages()

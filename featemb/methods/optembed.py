@@ -20,7 +20,7 @@ from featemb.methods.hash import Hash
 from featemb.parts import OffsetAddress
 from featemb.parts.supernet import Supernet
 from featemb.ragged import RaggedSize, RowOrder, Shape, ragged_source, uniform_shape
-from featemb.ragged_space import RaggedSpace
+from featemb.ragged_space import RaggedSpace, RaggedVariants
 from featemb.schema import Schema
 from featemb.stage import Stage
 from featemb.staging import StagedEmbedding
@@ -42,8 +42,9 @@ class OptEmbed(MethodConfig):
         plus ``alpha sum exp(-t)``, t by plain SGD. Validation uses m_e with full widths.
         ``search``: weights stay; evolution over the widths k_f, scored on validation data, a whole
         population in one pass (`featemb.Evaluator`).
-        ``retrain``: everything is rewound to its initial value but the found architecture (rows and
-        widths); no thresholds, no drawn widths, a new optimizer.
+        ``retrain``: rows and widths are fixed; no thresholds, no drawn widths, a new optimizer. The
+        authors rewind everything else to its initial value; within a budget the supernet's weights
+        are trained further by default, as Zhang et al. (PVLDB 2023) do.
 
     ``mode=budget``, the default, serves within one row of ``limit`` bytes: every candidate keeps as
     many rows as fit beside its widths, in the order of ``||E[i]|| - t_f`` (the first of every
@@ -81,7 +82,8 @@ class OptEmbed(MethodConfig):
         mutants: candidates a generation from one parent.
         children: candidates a generation from two parents.
         mutation: probability that a mutant's width is drawn anew.
-        retrain: "rewind", as the authors; "continue" trains the supernet's weights further; "off".
+        retrain: "rewind" to the initial weights; "continue" from the supernet's; "off"; None takes
+            "continue" within a budget and "rewind" in ``mode=faithful``.
         init: rows start uniform in ``[-init, init]``; None takes ``sqrt(6 / (N + D))`` (Xavier over
             the whole table, as the authors).
     """
@@ -102,13 +104,13 @@ class OptEmbed(MethodConfig):
     mutants: int = 10
     children: int = 10
     mutation: float = 0.1
-    retrain: str = "rewind"
+    retrain: str | None = None
     init: float | None = None
 
     def __post_init__(self) -> None:
         """Check words and ranges."""
         for name, words in _WORDS.items():
-            rule = " or ".join(repr(word) for word in words)
+            rule = " or ".join(repr(word) for word in words if word)
             self.require(name, rule, getattr(self, name) in words)
         for name in ("alpha", "threshold_lr", "generations", "mutants", "children"):
             self.require(name, "at least 0", getattr(self, name) >= 0)
@@ -145,7 +147,7 @@ _WORDS = {
     "mode": ("budget", "faithful"),
     "prune": ("both", "rows", "dims"),
     "threshold": ("feature", "id"),
-    "retrain": ("rewind", "continue", "off"),
+    "retrain": ("rewind", "continue", "off", None),
 }
 
 
@@ -194,10 +196,12 @@ class OptEmbedLayer(StagedEmbedding):
     def stages(self) -> tuple[Stage, ...]:
         """Supernet, search, and retraining."""
         first = (Stage("supernet"), Stage("search", "search"))
-        if self.config.retrain == "off":
+        retrain = self.config.retrain
+        if retrain == "off":
             return first
-        weights = "initial" if self.config.retrain == "rewind" else "keep"
-        return (*first, Stage("retrain", weights=weights))  # type: ignore[arg-type]
+        if retrain == "rewind" or (retrain is None and self.config.mode == "faithful"):
+            return (*first, Stage("retrain", weights="initial"))
+        return (*first, Stage("retrain"))
 
     def entered(self) -> None:
         """Choose what is computed from stage and mode."""
@@ -247,7 +251,7 @@ class OptEmbedLayer(StagedEmbedding):
         """Choose the rows and, by evolution, the widths."""
         self.stage = stage.name
         self.entered()
-        config, net = self.config, self.net
+        config = self.config
         scores = self._scores()
         if config.prune == "dims":
             scores = torch.zeros_like(scores)
@@ -262,7 +266,6 @@ class OptEmbedLayer(StagedEmbedding):
             scorer = self._scorer(space, evaluate)
             repair, gene = space.repair, space.gene
             widths = evolve(first, gene, repair, scorer, settings, self.seed).best
-        net.variants = None  # type: ignore[misc]
         self._set(space.rank < space.kept(widths), widths)
 
     def _scorer(
@@ -275,7 +278,9 @@ class OptEmbedLayer(StagedEmbedding):
             assert variants is not None
             kept = torch.tensor([space.kept(one) for one in candidates], device=space.rank.device)
             net.variants = (space.rank, kept, torch.tensor(candidates).to(kept))  # type: ignore[misc]
+            self.variants = RaggedVariants(self.schema, net, space.rank, kept.tolist(), candidates)
             found: list[float] = variants(len(candidates))
+            net.variants, self.variants = None, None  # type: ignore[misc]
             return found
 
         def apart(candidates: list[Candidate]) -> list[float]:

@@ -98,14 +98,18 @@ class Supernet(Source):
             return super().dense(ids)
         rank, kept, widths = self.variants
         batch = ids.shape[0] // len(kept)
-        feature = torch.arange(ids.shape[1], device=ids.device)
-        rows = self.address(ids[:batch], feature)[..., 0]
-        vectors: Tensor = self.rows(rows)
+        rows, vectors = self.read(ids[:batch])
         column = torch.arange(vectors.shape[-1], device=ids.device)
         inside = (column < widths[..., None]).to(vectors.dtype)  # [V, F, D]
         chosen = (rank[rows] < kept[:, None, None]).to(vectors.dtype)  # [V, B, F]
         each = vectors * inside[:, None] * chosen[..., None]
         return each.flatten(0, 1)
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows ``[B, F]`` and whole vectors ``[B, F, D]`` of ids ``[B, F]``."""
+        feature = torch.arange(ids.shape[1], device=ids.device)
+        rows: Tensor = self.address(ids, feature)[..., 0]
+        return rows, self.rows(rows)
 
     def norms(self, vectors: Tensor) -> Tensor:
         """Return the norm of each row, ``[..., 1]``."""
