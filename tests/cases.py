@@ -66,6 +66,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "optembed(prune=rows)+int8",
         "optembed(prune=dims, limit=1500, threshold=id, norm=2, retrain=continue)",
     ),
+    "optfs": (
+        "optfs",
+        "optfs(anneal_steps=20, kept=60, penalty=batch, strength=0.5)+int8",
+        "optfs(gate_lr=0.1, start=1.0, temperature=200.0)",
+    ),
     "pca": (
         "pca",
         "pca(limit=2500, start=components)",

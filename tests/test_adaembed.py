@@ -301,9 +301,9 @@ def test_bytes_are_within_a_row_of_the_budget(ratio: int) -> None:
 
 def test_public_sizes_are_solved_at_once() -> None:
     schema = SCHEMAS["criteo"]
-    began = time.perf_counter()
+    began = time.process_time()
     layer = fe.embedding(schema, "adaembed", dim=16, ratio=100, device="meta")
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     limit = schema.full_bytes(16) // 100
     assert limit - 4 * 17 < layer.memory().serving <= limit
 
