@@ -56,7 +56,7 @@ def train(
         FormatError: the checkpoint is not one of this training.
     """
     device = torch.device(config.device)
-    validation = _Validation(net, config, dataset)
+    validation = Validation(net, config, dataset)
     curve: list[dict[str, Any]] = []
     most: dict[str, int] = {}
 
@@ -97,7 +97,7 @@ _FIT = (
 _CALIBRATION_BATCHES = 20
 
 
-class _Validation:
+class Validation:
     """Scores the validation split: the network as it stands, or variants of it in one pass.
 
     Attributes:

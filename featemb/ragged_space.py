@@ -19,6 +19,8 @@ from featemb.ragged import RaggedSize, RowOrder, fit_rows
 from featemb.schema import Schema
 
 _NEAR = (-2, -1, 1, 2)
+_POWERS = (0.0, 0.15, 0.3, 0.5)
+_SHARES = (1.0, 0.7, 0.4, 0.2, 0.1)
 
 
 class RaggedSpace:
@@ -56,24 +58,27 @@ class RaggedSpace:
         return fit_rows(self.size, self._order, widths, self.limit)
 
     def first(self, count: int, seed: int) -> list[Candidate]:
-        """Return random widths; within a limit also uniform ones and power laws of cardinality."""
+        """Return random widths; within a limit, power laws of cardinality for many rows or few."""
         rng = random.Random(seed)
         features = range(len(self.cardinalities))
         count = max(1, count)
         drawn = [tuple(rng.randint(1, self.dim) for _ in features) for _ in range(count)]
         if self.limit is None:
             return drawn
-        laws = [self._power_law(tenths / 10) for tenths in range(10)]
-        return [*dict.fromkeys(laws), *drawn[: count // 2]]
+        shares = _SHARES if self.rows else (1.0,)
+        laws = [self._power_law(power, share) for power in _POWERS for share in shares]
+        return [*dict.fromkeys(laws), *drawn[: count // 4]]
 
-    def _power_law(self, power: float) -> Candidate:
-        """Return ``k_f ~ n_f^-power`` with the largest factor at which all rows fit."""
+    def _power_law(self, power: float, share: float) -> Candidate:
+        """Return ``k_f ~ n_f^-power`` with the largest factor at which a share of the rows fits."""
         most = max(self.cardinalities)
+        kept = [max(1, int(n * share)) for n in self.cardinalities]
+        assert self.limit is not None
         widths: Candidate = (1,) * len(self.cardinalities)
         for quarters in range(1, self.dim * 4 + 1):
             law = (quarters / 4 * (most / n) ** power for n in self.cardinalities)
             candidate = tuple(min(self.dim, max(1, int(one))) for one in law)
-            if self._overflows(candidate):
+            if self.size(candidate, kept) > self.limit:
                 break
             widths = candidate
         return widths

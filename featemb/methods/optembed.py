@@ -251,27 +251,28 @@ class OptEmbedLayer(StagedEmbedding):
         """Choose the rows and, by evolution, the widths."""
         self.stage = stage.name
         self.entered()
-        config = self.config
-        scores = self._scores()
-        if config.prune == "dims":
-            scores = torch.zeros_like(scores)
-        faithful = config.mode == "faithful"
-        limit = None if faithful else self._limit
-        space = RaggedSpace(self._size(), self.dim, limit, scores, rows=config.prune != "dims")
+        config, space = self.config, self.space()
         widths = self._default[0]
         if config.prune != "rows" and config.generations:
             counts = (config.generations, config.mutants, config.children)
             settings = Evolution(*counts, parents=max(1, config.mutants), mutation=config.mutation)
             first = space.first(config.mutants + config.children, self.seed)
-            scorer = self._scorer(space, evaluate)
+            scorer = self.scorer(space, evaluate)
             repair, gene = space.repair, space.gene
             widths = evolve(first, gene, repair, scorer, settings, self.seed).best
         self._set(space.rank < space.kept(widths), widths)
 
-    def _scorer(
+    def space(self) -> RaggedSpace:
+        """Return the widths that a search may choose, as rows and thresholds are now."""
+        prunes_rows = self.config.prune != "dims"
+        scores = self._scores() if prunes_rows else torch.zeros_like(self._scores())
+        limit = None if self.config.mode == "faithful" else self._limit
+        return RaggedSpace(self._size(), self.dim, limit, scores, rows=prunes_rows)
+
+    def scorer(
         self, space: RaggedSpace, evaluate: Callable[[], float]
     ) -> Callable[[list[Candidate]], list[float]]:
-        """Score candidates: in one pass where the evaluation can, else one by one."""
+        """Return what scores candidates: in one pass where ``evaluate`` can, else one by one."""
         net, variants = self.net, getattr(evaluate, "variants", None)
 
         def together(candidates: list[Candidate]) -> list[float]:
