@@ -27,7 +27,7 @@ from featemb.benchmarks.sources import load
 from featemb.benchmarks.training import Validation
 from featemb.datasets import Dataset
 from featemb.evolution import Candidate
-from featemb.methods.optembed import OptEmbedLayer
+from featemb.supernet import SupernetEmbedding
 
 MODELS: dict[str, dict[str, Any]] = {
     "fm": {},
@@ -54,7 +54,7 @@ def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
     dataset = load(config)
     net = build_network(config, dataset.schema)
     layer = net.embedding
-    assert isinstance(layer, OptEmbedLayer)
+    assert isinstance(layer, SupernetEmbedding)
     validation = Validation(net, config, dataset)
     _train(net, layer, dataset)
     population = _last_generation(net, layer, validation)
@@ -89,7 +89,7 @@ def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
 _ROUNDING = 1e-4
 
 
-def _train(net: fe.models.CTRModel, layer: OptEmbedLayer, dataset: Dataset) -> None:
+def _train(net: fe.models.CTRModel, layer: SupernetEmbedding, dataset: Dataset) -> None:
     """Train the supernet for an epoch."""
     staging.begin(net, layer.stages()[0])
     optimizers = fe.optim.build(net, lr=5e-3)
@@ -104,7 +104,7 @@ def _train(net: fe.models.CTRModel, layer: OptEmbedLayer, dataset: Dataset) -> N
 
 
 def _last_generation(
-    net: fe.models.CTRModel, layer: OptEmbedLayer, validation: Validation
+    net: fe.models.CTRModel, layer: SupernetEmbedding, validation: Validation
 ) -> list[Candidate]:
     """Search; return the candidates that were scored last."""
     calls: list[list[Candidate]] = []
