@@ -84,7 +84,6 @@ class SupernetEmbedding(StagedEmbedding):
     """The supernet, then the architecture that was found in it."""
 
     config: SupernetConfig
-    sizes_follow_values = True
     smooth = False
     architecture = ("source.keep", "source.widths")
 
@@ -115,6 +114,11 @@ class SupernetEmbedding(StagedEmbedding):
             self._limit = error.floor
             self._default = self._uniform()
         self.entered()
+
+    @property
+    def sizes_follow_values(self) -> bool:  # type: ignore[override]  # until a search they do not
+        """Whether bytes depend on what was found; within a budget they are known before."""
+        return self.stage not in ("", "supernet") or self.config.mode == "faithful"
 
     @property
     def net(self) -> Supernet:
