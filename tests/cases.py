@@ -18,6 +18,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "autodim(limit=2500, start=inherit, rate=0.01)",
         "autodim(limit=3000)+int8",
     ),
+    "autosrh": ("autosrh", "autosrh(groups=3, kept=300)+int8"),
     "cafe": (
         "cafe(rows=70, threshold=3.0)",
         "cafe(levels=3)+int8",
@@ -25,6 +26,10 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "cce": ("cce", "cce(rows=20, chunks=2, clusterings=1)+int8", "cce(pointer_share=0.9, rows=30)"),
     "dedup": ("dedup+int8", "dedup(blocks=12, block=2)", "dedup(block=3, blocks=25)+int8"),
+    "deeplight": (
+        "deeplight(ramp=30, every=2)",
+        "deeplight(kept=300, every=1, ramp=20, tune=false)+int8",
+    ),
     "dhe": (
         "dhe(width=8, hashes=32, layers=2)",
         "dhe(hashes=16, layers=2)+int8",
@@ -75,6 +80,12 @@ CASES: dict[str, tuple[str, ...]] = {
         "pca",
         "pca(limit=2500, start=components)",
         "pca(share=0.8, limit=2500)+int8",
+    ),
+    "pep": (
+        "pep",
+        "pep(grain=row, kept=300, threshold=-3.0)+int8",
+        "pep(grain=dimension)",
+        "pep(grain=global)",
     ),
     "qr": (
         "qr",

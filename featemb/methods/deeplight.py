@@ -115,7 +115,8 @@ class DeepLightEmbedding(PrunedEmbedding):
     def sparsity(self) -> float:
         """Share of zeros wanted after the steps made."""
         end = 1 - self.masked.kept / self.weight.numel()
-        return end * (1.0 - _NEARLY ** (int(self.steps) / self.config.ramp))
+        progress = int(self.steps) / self.config.ramp
+        return end * (1.0 - float(_NEARLY**progress))
 
     def after_step(self, step: int) -> None:
         """Zero the smallest numbers, every few steps."""
