@@ -68,7 +68,7 @@ class PEP(MethodConfig):
         """Check the words and that thresholds can move."""
         super().__post_init__()
         self.require("grain", f"one of {', '.join(_GRAINS)}", self.grain in _GRAINS)
-        self.require("threshold", "between -80 and 10", -80 <= self.threshold <= 10)
+        self.require("threshold", "between -20 and 10", -20 <= self.threshold <= 10)
 
     def build(self, context: BuildContext) -> PEPEmbedding:
         """Make table and thresholds."""
