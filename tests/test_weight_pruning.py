@@ -79,6 +79,7 @@ def test_the_last_stage_trains_the_kept_numbers_alone(method: str) -> None:
     keep, before = layer.masked.keep.clone(), layer.weight.detach().clone()
     assert int(keep.sum()) == 200
     net.train()
+    net.zero_grad()
     bce(net(single_ids()), torch.ones(64)).backward()
     gradient = layer.weight.grad.to_dense()
     assert not gradient[~keep].any()
