@@ -54,12 +54,19 @@ def placements(label: Floats, score: Floats) -> tuple[Floats, Floats]:
 
 
 def auc(labels: Array, scores: Array) -> float:
-    """Area under the ROC curve; ties count half."""
+    """Area under the ROC curve; ties count half.
+
+    The sum of the positives' mid-ranks, by one sort: searches compute it for many candidates.
+    """
     label, score = check(labels, scores)
-    positive = label == 1
-    count = int(positive.sum())
-    ranks = scipy_stats.rankdata(score)[positive].sum()
-    return float((ranks - count * (count + 1) / 2) / (count * (len(label) - count)))
+    order = np.argsort(score)
+    ordered = score[order]
+    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, len(ordered))
+    positives = np.diff(np.cumsum(label[order])[ends - 1], prepend=0.0)
+    middle = (ends + np.append(0, ends[:-1]) + 1) / 2
+    count = positives.sum()
+    area = (positives * middle).sum() - count * (count + 1) / 2
+    return float(area / (count * (len(label) - count)))
 
 
 def row_logloss(label: Floats, score: Floats) -> Floats:
