@@ -72,14 +72,14 @@ def every_method() -> list[str]:
     return [f"| `full`, 1x | {full} | |", *lines]
 
 
-def pruning() -> list[str]:
-    """The lines of the table of OptEmbed against its baselines, from the records of its runs.
+def pruning(folder: str) -> list[str]:
+    """The lines of a table of OptEmbed against its baselines, from the records of its runs.
 
     The p values are of a t test of the differences to the full table, one a seed.
     """
     auc: dict[tuple[str, str, float], dict[int, float]] = {}
     size: dict[tuple[str, str, float], int] = {}
-    for record in read_all(ROOT / "docs" / "results" / "ml1m_pruning").records.values():
+    for record in read_all(ROOT / "docs" / "results" / folder).records.values():
         config = record["config"]
         key = (config["model"], config["method"], config["ratio"] or 1.0)
         auc.setdefault(key, {})[config["seed"]] = record["metrics"]["test"]["auc"]["value"]
@@ -98,15 +98,31 @@ def pruning() -> list[str]:
     return lines
 
 
-def test_the_table_of_pruning_is_that_of_its_records() -> None:
+def pruners() -> list[str]:
+    """The lines of the table of all pruning methods, from the records of its runs."""
+    records = read_all(ROOT / "docs" / "results" / "ml1m_pruners").records.values()
+    found = {one["config"]["method"]: one for one in records}
+    assert all(one["status"] == "ok" for one in found.values())
+    auc = {method: one["metrics"]["test"]["auc"]["value"] for method, one in found.items()}
+    full = auc.pop("full")
+    sizes = {method: one["bytes"]["serving"] for method, one in found.items()}
+    return [
+        f"| `{method}` | {sizes[method]:,} | {value:.4f} | {value - full:+.4f} |"
+        for method, value in sorted(auc.items(), key=lambda item: -item[1])
+    ]
+
+
+def test_the_tables_of_pruning_are_those_of_their_records() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
-    assert "\n".join(pruning()) in page, "docs/results.md lacks:\n" + "\n".join(pruning())
+    for lines in (pruning("ml1m_pruning"), pruning("ml1m_long"), pruners()):
+        assert "\n".join(lines) in page, "docs/results.md lacks:\n" + "\n".join(lines)
 
 
-def test_the_table_of_all_methods_is_that_of_its_records() -> None:
+def test_the_tables_of_all_methods_are_those_of_their_records() -> None:
     lines = every_method()
-    named = {re.match(r"\| `(\w+)", line)[1] for line in lines}  # type: ignore[index]
-    assert named <= set(fe.methods())
+    both = (*lines, *pruners())
+    named = {re.match(r"\| `(\w+)", line)[1] for line in both}  # type: ignore[index]
+    assert named == set(fe.methods())
     assert "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
 
 
