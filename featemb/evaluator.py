@@ -20,6 +20,7 @@ from featemb.stage import Stage
 from featemb.variants import Variants
 
 Batches = Callable[[], Iterable[Any]]
+_REPEATED_ROWS = 8192
 
 
 class Evaluator:
@@ -90,11 +91,22 @@ class _Repeated:
     def logits(self, batch: Any) -> Tensor:
         """Return ``[V, B]``."""
         ids, numeric = batch.ids, batch.numeric
-        if self.count > 1:
-            if not isinstance(ids, Tensor):
-                raise RunError("variants are scored together on dense ids only; score one by one")
-            ids = ids.repeat(self.count, 1)
-            numeric = None if numeric is None else numeric.repeat(self.count, 1)
+        if self.count == 1:
+            return self._call(ids, numeric)
+        if not isinstance(ids, Tensor):
+            raise RunError("variants are scored together on dense ids only; score one by one")
+        rows = max(1, _REPEATED_ROWS // self.count)  # what a processor's cache holds
+        pieces = torch.split(ids, rows)
+        columns = [None] * len(pieces) if numeric is None else torch.split(numeric, rows)
+        return torch.cat(
+            [
+                self._call(one.repeat(self.count, 1), c if c is None else c.repeat(self.count, 1))
+                for one, c in zip(pieces, columns, strict=True)
+            ],
+            1,
+        )
+
+    def _call(self, ids: Any, numeric: Tensor | None) -> Tensor:
         inputs = (ids,) if numeric is None else (ids, numeric)
         logits: Tensor = self.model(*inputs)
         return logits.view(self.count, -1)
