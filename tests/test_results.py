@@ -126,6 +126,15 @@ def test_the_tables_of_all_methods_are_those_of_their_records() -> None:
     assert "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
 
 
+def test_the_scoring_of_a_search_is_that_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/results/speed/search_scoring.json").read_text())
+    text = (ROOT / "docs" / "results.md").read_text()
+    for model, found in record["models"].items():
+        each, together = found["seconds"]["each"], found["seconds"]["together"]
+        line = f"| {model} | {each:.2f} | {together:.2f} | {found['ratio']:.1f} |"
+        assert line in text, line
+
+
 def test_method_steps_are_those_of_the_record() -> None:
     record = json.loads((ROOT / "docs/results/speed/method_steps.json").read_text())
     text = (ROOT / "docs" / "results.md").read_text()

@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "widedeep": {"hidden": [192], "dropout": 0.0},
     "dcnv2": {"hidden": [192], "cross_layers": 1, "dropout": 0.0},
     "deepfm": {"hidden": [192], "dropout": 0.0},
-    "dlrm": {"hidden": [192], "dropout": 0.0},
+    "dlrm": {"hidden": [192], "dropout": 0.0, "batch_norm": False},
 }
 
 
