@@ -43,6 +43,10 @@ class AutoSrh(MethodConfig):
 
     In eval mode, and frozen, exactly the K numbers of largest ``|alpha E|`` are kept.
 
+    A group without an id in a held-out batch has the gradient of the penalty alone, which the
+    division makes one of full size however small ``l1`` is: such gates fall by ``alpha_lr`` a step.
+    Only ``l1 = 0`` leaves them where they are.
+
     An id never seen in training keeps initial values, which are among the smallest: mostly zeros.
     Without counts, ids are taken to be numbered by frequency (`featemb.frequency`).
 

@@ -37,6 +37,9 @@ class DeepLight(MethodConfig):
     In eval mode, and frozen, exactly the K largest numbers of the moment are kept, so that no score
     is better for being measured before the pruning has come to its end.
 
+    The schedule counts steps: where `prune` ends, or is stopped early, before about ``ramp`` steps,
+    `tune` cuts all that is left at once. A ``ramp`` of about an epoch comes to its end.
+
     An id never seen in training mostly reads zeros: its initial values are among the smallest.
 
     Bytes: ``4 K`` and the index of the kept numbers in its smallest form (`featemb.parts.kept`).
