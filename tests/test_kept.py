@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import featemb as fe
 from featemb import staging
 from featemb.check.case import SINGLE, LinearReader, single_ids
+from featemb.codecs.base import Codec
 from featemb.codecs.floats import Fp32
 from featemb.codecs.integers import Int8
 from featemb.memory import module_bytes
@@ -28,7 +29,8 @@ from featemb.parts.kept import (
     index_bytes,
     smallest_index,
 )
-from featemb.parts.masked import keep_largest
+from featemb.parts.masked import MaskedRows, keep_largest
+from featemb.rows import RowTable
 
 BIG = fe.Schema(
     [fe.Feature("a", 20_000), fe.Feature("b", 3_000), fe.Feature("c", 50), fe.Feature("d", 7)]
@@ -113,6 +115,83 @@ def test_sparse_tables_read_as_dense_ones(share: float) -> None:
                 part = KeptWeights(index=index, values=values, width=6)
             assert (part(rows) - dense[rows]).abs().max() <= bound
             assert not part(rows)[dense[rows] == 0].any()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("form", FORMS)
+def test_sparse_tables_take_any_shape(form: str, shape: tuple[int, ...]) -> None:
+    table = torch.randn(300, 5, generator=torch.Generator().manual_seed(1))
+    rows = torch.randint(300, shape, generator=torch.Generator().manual_seed(2))
+    for total, whole in ((300, True), (1500, False)):
+        kept = drawn(total, total // 4)
+        keep = torch.zeros(total, dtype=torch.bool).index_fill_(0, kept, True).view(300, -1)
+        index, numbers = FORMS[form](kept, total), table.flatten()
+        codec: Codec
+        for codec in (Fp32(), Int8()):
+            stored = table[kept] if whole else numbers[kept][:, None]
+            coded = codec.encode(stored)
+            part: Part = KeptRows(index=index, rows=coded)
+            if not whole:
+                part = KeptWeights(index=index, values=coded, width=5)
+            found, wanted = part(rows), torch.where(keep, table, 0.0)[rows]
+            assert found.shape == (*shape, 5)
+            bound = 0.0 if isinstance(codec, Fp32) else float(codec.error_bound(stored).max())
+            assert ((found - wanted).abs() <= bound).all()
+
+
+def masked(rows: int, width: int, unit: int, count: int) -> MaskedRows:
+    """Return a table of which ``count`` of its rows (unit 1) or numbers (unit ``width``) remain."""
+    table = RowTable(rows, width, 1.0, torch.Generator().manual_seed(4))
+    keep = torch.zeros(rows * unit, dtype=torch.bool).index_fill_(
+        0, drawn(rows * unit, count), True
+    )
+    return MaskedRows(rows=table, keep=keep.view(rows, unit), kept=count).eval()
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+@pytest.mark.parametrize("whole", [True, False])
+@settings(max_examples=60, deadline=None)
+@example(rows=2, width=5, share=1.0)
+@example(rows=200, width=1, share=0.99)
+@example(rows=700, width=9, share=0.002)
+@given(rows=st.integers(1, 700), width=st.integers(1, 9), share=st.floats(0, 1))
+def test_tables_are_served_in_the_form_of_fewest_bytes(
+    name: str, whole: bool, rows: int, width: int, share: float
+) -> None:
+    codec: Codec = Fp32() if name == "fp32" else Int8()
+    unit = 1 if whole else width
+    total = rows * unit
+    count = max(1, round(share * total))
+    part = masked(rows, width, unit, count)
+    served = part.frozen(codec)
+    each = width // unit
+    dense = size(codec.encode(torch.empty(rows, width, device="meta")))
+    sparse = size(codec.encode(torch.empty(count, each, device="meta"))) + index_bytes(count, total)
+    # nothing pruned is the plain table, with the codec's scales of every row
+    assert size(served) == (dense if count == total else min(dense, sparse))
+    numbers = torch.arange(rows)
+    wanted, found = part(numbers), served(numbers)
+    if name == "fp32":
+        assert torch.equal(found, wanted)
+    elif isinstance(served, (KeptRows, KeptWeights)):
+        assert not found[wanted == 0].any()
+    bound = 0.0 if name == "fp32" else 0.006  # half of 2 / 255, the rounding of scales included
+    assert ((found - wanted).abs() <= bound).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 2)), min_size=1), st.data())
+def test_equal_scores_go_to_the_preferred_then_to_the_first(
+    pairs: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(0, len(pairs)))
+    scores, prefer = torch.tensor(pairs, dtype=torch.float32).unbind(1)
+    scores = torch.where(scores == 2, float("inf"), scores)
+    scores = torch.where(scores == -2, float("-inf"), scores)
+    keep = keep_largest(scores[:, None], count, prefer=prefer)
+    assert keep.shape == (len(pairs), 1)
+    order = sorted(range(len(pairs)), key=lambda i: (-pairs[i][0], -pairs[i][1], i))
+    assert keep.flatten().nonzero()[:, 0].tolist() == sorted(order[:count])
 
 
 @settings(max_examples=60, deadline=None)

@@ -49,12 +49,15 @@ class MaskedRows(Part):
             return codec.encode(weight)
         places = self._places(keep)
         index = smallest_index(places, keep.numel())
+        sparse: Part
         if keep.shape[1] == 1:
-            return KeptRows(index=index, rows=codec.encode(weight[places]))
-        values = codec.encode(weight.reshape(-1)[places][:, None])
-        sparse = KeptWeights(index=index, values=values, width=weight.shape[1])
-        dense = codec.encode(torch.where(keep, weight, torch.zeros_like(weight)))
-        return min((sparse, dense), key=_bytes)
+            sparse = KeptRows(index=index, rows=codec.encode(weight[places]))
+        else:
+            values = codec.encode(weight.reshape(-1)[places][:, None])
+            sparse = KeptWeights(index=index, values=values, width=weight.shape[1])
+        if _bytes(sparse) <= _bytes(codec.encode(torch.empty_like(weight, device="meta"))):
+            return sparse
+        return codec.encode(torch.where(keep, weight, torch.zeros_like(weight)))
 
     def values(self) -> Tensor:
         """Return the numbers that are served where they are kept, ``[R, C]``."""
