@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
+
+Axis = Literal["address", "shape", "format"]
 
 _MOST_NUMBERS = 2**59
 
@@ -97,9 +99,12 @@ class MethodConfig(Config):
         knob_in_bytes: whether the knob is the limit of serving bytes itself: the method fits its
             parts to it, and raises `BudgetError` in ``build`` where it cannot.
         unbounded: whether features without a cardinality are accepted.
+        axis: what the method decides: which rows an id reads ("address"), how many numbers a row
+            has or keeps ("shape"), or in which format rows are trained and stored ("format").
     """
 
     kind: ClassVar[str] = "method"
+    axis: ClassVar[Axis] = "address"
     summary: ClassVar[str]
     paper: ClassVar[str]
     knob: ClassVar[str | None] = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featemb.config import register
 from featemb.frequency import expected_counts
-from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
+from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.parts import Concat, Lookup, OffsetAddress
 from featemb.parts.masked import keep_largest
 from featemb.parts.owned import NO_ROW, OwnedRows
@@ -71,6 +71,7 @@ class AdaEmbed(MethodConfig):
     name: ClassVar[str] = "adaembed"
     summary: ClassVar[str] = "rows move in training to the ids that matter most, others read zeros"
     paper: ClassVar[str] = "Lai et al., OSDI 2023"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.methods.hash import Hash
 from featemb.narrowing import NarrowedEmbedding
 from featemb.parts import OffsetAddress, Source
@@ -70,6 +70,7 @@ class AutoDim(MethodConfig):
     name: ClassVar[str] = "autodim"
     summary: ClassVar[str] = "widths searched among candidates by weights on held-out batches"
     paper: ClassVar[str] = "Zhao et al., WWW 2021"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

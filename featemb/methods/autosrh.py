@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from featemb.config import register
 from featemb.frequency import expected_counts
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
 from featemb.parts.grouped import GroupedRows
 from featemb.pruning import PrunedEmbedding, default_kept
@@ -68,6 +68,7 @@ class AutoSrh(MethodConfig):
     name: ClassVar[str] = "autosrh"
     summary: ClassVar[str] = "gates for frequency groups, then the largest numbers are kept"
     paper: ClassVar[str] = "Kong et al., TKDE 2023"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.pruning import PrunedEmbedding, default_kept
 from featemb.stage import Stage
 
@@ -59,6 +59,7 @@ class DeepLight(MethodConfig):
     name: ClassVar[str] = "deeplight"
     summary: ClassVar[str] = "full table in training; its smallest numbers are zeroed step by step"
     paper: ClassVar[str] = "Deng et al., WSDM 2021"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

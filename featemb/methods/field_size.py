@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
+from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
 from featemb.projecting import projected_source
 from featemb.widths import WidthBytes, by_threshold, up_to
@@ -46,6 +46,7 @@ class FieldSize(MethodConfig):
     name: ClassVar[str] = "field_size"
     summary: ClassVar[str] = "width of a feature by the fourth root of its cardinality, projected"
     paper: ClassVar[str] = "Wang et al., ADKDD 2017"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig, RowEmbedding
+from featemb.layer import Axis, BuildContext, MethodConfig, RowEmbedding
 from featemb.methods.hash import Hash
 from featemb.parts import Concat, OffsetAddress
 
@@ -32,6 +32,7 @@ class LowDim(MethodConfig):
     name: ClassVar[str] = "lowdim"
     summary: ClassVar[str] = "one private row an id, of a smaller width"
     paper: ClassVar[str] = "-"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "width"
 
     width: int | None = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.pruning import PrunedEmbedding, Unit, default_kept
 from featemb.schema import Schema
 from featemb.stage import Stage
@@ -43,6 +43,7 @@ class Magnitude(MethodConfig):
     name: ClassVar[str] = "magnitude"
     summary: ClassVar[str] = "full table in training; its largest numbers, or rows, are kept"
     paper: ClassVar[str] = "Han et al., NeurIPS 2015"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
+from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
 from featemb.projecting import projected_source
 from featemb.schema import Schema
@@ -52,6 +52,7 @@ class MDE(MethodConfig):
     name: ClassVar[str] = "mde"
     summary: ClassVar[str] = "narrower rows for larger features, projected to the common width"
     paper: ClassVar[str] = "Ginart et al., ISIT 2021"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

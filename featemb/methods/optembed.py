@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.methods.full import Full
 from featemb.methods.hash import Hash
 from featemb.supernet import SupernetConfig, SupernetEmbedding
@@ -77,6 +77,7 @@ class OptEmbed(SupernetConfig):
     name: ClassVar[str] = "optembed"
     summary: ClassVar[str] = "rows pruned by learned thresholds, widths searched by evolution"
     paper: ClassVar[str] = "Lyu et al., CIKM 2022"
+    axis: ClassVar[Axis] = "shape"
 
     def at_width(self, dim: int) -> MethodConfig:
         """First-order weights: hashed within a budget, and the plain table without one."""

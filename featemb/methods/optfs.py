@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from featemb.config import register
 from featemb.frequency import expected_counts
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
 from featemb.parts.gated import GatedRows
 from featemb.parts.masked import keep_largest
@@ -69,6 +69,7 @@ class OptFS(MethodConfig):
     name: ClassVar[str] = "optfs"
     summary: ClassVar[str] = "a learned gate an id; rows of the largest gates kept and retrained"
     paper: ClassVar[str] = "Lyu et al., WWW 2023"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

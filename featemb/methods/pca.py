@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.methods.hash import Hash
 from featemb.narrowing import NarrowedEmbedding
 from featemb.parts import Concat, Lookup, OffsetAddress, Source
@@ -67,6 +67,7 @@ class PCA(MethodConfig):
     name: ClassVar[str] = "pca"
     summary: ClassVar[str] = "full table trained first; widths by its principal components"
     paper: ClassVar[str] = "Wang et al., CIKM 2023"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

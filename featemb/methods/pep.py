@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from featemb.config import register
-from featemb.layer import BuildContext, MethodConfig
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
 from featemb.parts.soft import SoftRows
 from featemb.pruning import PrunedEmbedding, default_kept
@@ -57,6 +57,7 @@ class PEP(MethodConfig):
     name: ClassVar[str] = "pep"
     summary: ClassVar[str] = "learned soft thresholds choose the numbers; these are trained anew"
     paper: ClassVar[str] = "Liu et al., ICLR 2021"
+    axis: ClassVar[Axis] = "shape"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
