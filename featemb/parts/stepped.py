@@ -11,7 +11,7 @@ from featemb.parts.base import Part
 
 
 class SteppedRows(Part):
-    """Rows ``x = step * (code - 2^(bits - 1)) + offset``; ``[...]`` rows give fp32 ``[..., width]``.
+    """Rows ``step * (code - 2^(bits - 1)) + offset``; ``[...]`` rows give fp32 ``[..., width]``.
 
     Attributes:
         codes: uint8 ``[R, ceil(width * bits / 8)]``, the first number in the lowest bits; with 16
