@@ -125,7 +125,7 @@ class RunConfig:
         spec = parse(self.method)
         if model.embedding_dim is not None:
             self._set(dim=model.embedding_dim)
-            spec = Spec(spec.method.at_width(self.dim), spec.codec)
+            spec = spec.at_width(self.dim)
         allowed = model.config_class.field_names()
         for name in self.model_config:
             if name not in allowed:

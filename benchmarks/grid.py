@@ -11,6 +11,7 @@ from typing import Any
 
 from featemb import models
 from featemb.benchmarks.config import SETTINGS, RunConfig, refuse_unknown
+from featemb.budget import free_knobs
 from featemb.errors import ConfigError, nearest
 from featemb.spec import parse
 
@@ -106,11 +107,9 @@ class Grid:
 
     def _sizes(self, method: str) -> list[dict[str, Any]]:
         spec = parse(method)
-        knob = spec.method.knob
         sizes: list[dict[str, Any]] = [{"ratio": ratio} for ratio in self.ratios]
         sizes += [{"budget": budget} for budget in self.budgets]
-        free = knob is not None and getattr(spec.method, knob) is None
-        return sizes if sizes and free else [{}]
+        return sizes if sizes and free_knobs(spec) else [{}]
 
     def _run(
         self, data: str, model: str, method: str, seed: int, size: Mapping[str, Any]

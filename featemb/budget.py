@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from featemb.errors import BudgetError, ConfigError, RunError
-from featemb.layer import BuildContext
+from featemb.errors import BudgetError, ConfigError
+from featemb.layer import BuildContext, FeatureEmbedding
 from featemb.memory import module_bytes
 from featemb.schema import Schema
 from featemb.spec import Spec, write
 
+_RATIO_UNBOUNDED = 100  # of a composition whose full size is not known
+_META = torch.device("meta")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -45,50 +47,185 @@ def parse_bytes(size: int | str) -> int:
     return size
 
 
+def build_spec(
+    spec: Spec, schema: Schema, dim: int, seed: int = 0, device: torch.device = _META
+) -> FeatureEmbedding:
+    """Make the layer of a spec as it stands."""
+    context = BuildContext(schema, dim, seed, device, inner=spec.inner)
+    if spec.codec is not None:
+        context = replace(context, codec=spec.codec)
+    layer = spec.method.build(context)
+    if not all(one.smooth for one in layer.stored()):
+        layer.smooth = False  # type: ignore[misc]  # hides the default
+    return layer
+
+
 def serving_bytes(spec: Spec, schema: Schema, dim: int, seed: int = 0) -> int:
     """Serving bytes of a spec, by building it on the meta device: no formula that could drift."""
-    layer = spec.method.build(context_of(spec, schema, dim, seed, torch.device("meta")))
+    return _bytes(build_spec(spec, schema, dim, seed))
+
+
+def _bytes(layer: FeatureEmbedding) -> int:
     return sum(module_bytes(layer.freeze()).values())
 
 
-def context_of(
-    spec: Spec, schema: Schema, dim: int, seed: int, device: torch.device
-) -> BuildContext:
-    """Return what a spec's method is built from."""
-    context = BuildContext(schema, dim, seed, device)
-    return context if spec.codec is None else replace(context, codec=spec.codec)
+def free_knobs(spec: Spec) -> list[int]:
+    """Return the numbers of the methods whose size is not set by hand."""
+    knobs = [(i, m) for i, m in enumerate(spec.methods) if m.knob is not None]
+    return [i for i, method in knobs if getattr(method, str(method.knob)) is None]
 
 
 def solve(spec: Spec, schema: Schema, dim: int, limit: int, seed: int = 0) -> Spec:
-    """Return the spec with its method's knob as large as a limit of serving bytes allows.
+    """Return the spec with its sizes as large as a limit of serving bytes allows.
+
+    In a composition the last method with a free size is fitted to the limit. Those before it get
+    equal shares of the compression: with two of them and a ratio of 100, the first alone has ratio
+    10. Where the last one then cannot get small enough, the first one gets smaller.
 
     Raises:
         BudgetError: the smallest configuration is above the limit.
-        ConfigError: the knob is set by hand already.
+        ConfigError: the sizes are set by hand already.
     """
-    knob = spec.method.knob
-
-    def with_knob(value: int) -> Spec:
-        return spec if knob is None else Spec(replace(spec.method, **{knob: value}), spec.codec)
-
-    def size(value: int) -> int:
-        return serving_bytes(with_knob(value), schema, dim, seed)
-
-    if knob is not None and getattr(spec.method, knob) is not None:
+    free = free_knobs(spec)
+    fixed = next((m for m in spec.methods if m.knob is not None), None)
+    if not free and fixed is not None:
         raise ConfigError(
-            f"{write(spec.method)} sets {knob!r} by hand; give that or a ratio or budget, not both"
+            f"{write(fixed)} sets {fixed.knob!r} by hand; give that or a ratio or budget, not both"
         )
-    if knob is not None and spec.method.knob_in_bytes:
-        if (used := size(limit)) > limit:
-            raise RunError(f"{with_knob(limit)} takes {used:,} bytes, more than its limit")
-        return with_knob(limit)
-    smallest = spec.method.smallest_knob(schema)
-    floor = size(smallest)
-    if floor > limit:
-        raise BudgetError(
-            f"{spec} at width {dim} needs at least {floor:,} bytes, the budget is {limit:,}", floor
+    problem = _Problem(schema, dim, limit, seed)
+    if len(free) < 2:
+        return problem.fit(spec, free[0] if free else 0)
+    full = schema.full_bytes(dim) if schema.bounded else limit * _RATIO_UNBOUNDED
+    shared = spec
+    for left, number in zip(range(len(free), 1, -1), free, strict=False):
+        share = replace(problem, limit=int(full * (limit / full) ** (1 / left)))
+        shared = share.fit_or_shrink(shared, number)
+    try:
+        return problem.fit(shared, free[-1])
+    except BudgetError:
+        return problem.fit_smaller(shared, free)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One size to find: see `solve`."""
+
+    schema: Schema
+    dim: int
+    limit: int
+    seed: int
+
+    def fit(self, spec: Spec, number: int) -> Spec:
+        """Make the size of a method as large as the limit allows."""
+        method = spec.methods[number]
+        if method.knob is not None and method.knob_in_bytes:
+            return self._fit_bytes(spec, number)
+
+        def size(value: int) -> int:
+            return self._size(_with_knob(spec, number, value))
+
+        smallest = self._smallest(spec, number)
+        floor = size(smallest)
+        if floor > self.limit:
+            raise self._too_small(spec, floor)
+        if method.knob is None:
+            return spec
+        return _with_knob(spec, number, _largest(size, smallest, self.limit))
+
+    def fit_or_shrink(self, spec: Spec, number: int) -> Spec:
+        """Fit a method without those that store its rows, or make it as small as it can be."""
+        try:
+            fitted = self.fit(spec.with_methods(spec.methods[: number + 1]), number)
+        except BudgetError:
+            return self.shrunk(spec, number)
+        method = fitted.methods[number]
+        return _with_knob(spec, number, getattr(method, str(method.knob)))
+
+    def fit_smaller(self, spec: Spec, free: list[int]) -> Spec:
+        """Fit the last method behind the largest first one with which it gets small enough."""
+        for number in free[1:-1]:
+            spec = self.shrunk(spec, number)
+        first = spec.methods[free[0]]
+        found = self.fit(self.shrunk(spec, free[0]), free[-1])
+        if first.knob_in_bytes:
+            return found
+        low, high = first.smallest_knob(self.schema), getattr(first, str(first.knob))
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                found, low = self.fit(_with_knob(spec, free[0], middle), free[-1]), middle
+            except BudgetError:
+                high = middle
+        return found
+
+    def shrunk(self, spec: Spec, number: int) -> Spec:
+        """Make a method as small as it can be."""
+        if spec.methods[number].knob_in_bytes:
+            return spec
+        return _with_knob(spec, number, self._smallest(spec, number))
+
+    def _size(self, spec: Spec) -> int:
+        return serving_bytes(spec, self.schema, self.dim, self.seed)
+
+    def _smallest(self, spec: Spec, number: int) -> int:
+        schema = self.schema
+        if number:
+            outside = spec.with_methods(spec.methods[: number + 1])
+            schema = _innermost(build_spec(outside, schema, self.dim)).schema
+        return spec.methods[number].smallest_knob(schema)
+
+    def _fit_bytes(self, spec: Spec, number: int) -> Spec:
+        """Give a method that takes a limit of bytes what the others leave of it."""
+        alone = _with_knob(spec, number, self.limit)
+        if not spec.inner:
+            try:
+                if self._size(alone) <= self.limit:
+                    return alone
+            except BudgetError as error:
+                raise self._too_small(spec, error.floor) from error
+        # it plans for rows stored by a codec of so many bytes a row: other forms are tried out
+        low, high = 0, 4 * self._most()
+        while high - low > 1:
+            middle = (low + high) // 2
+            size = self._size_or_none(_with_knob(spec, number, middle))
+            low, high = (low, middle) if size is not None and size > self.limit else (middle, high)
+        size = self._size_or_none(_with_knob(spec, number, max(low, 1)))
+        if size is None or size > self.limit:
+            raise self._too_small(spec, self._size(_with_knob(spec, number, high)))
+        return _with_knob(spec, number, low)
+
+    def _most(self) -> int:
+        """Return a limit that no layer reaches."""
+        return max(self.limit, self.schema.full_bytes(self.dim) if self.schema.bounded else 0)
+
+    def _size_or_none(self, spec: Spec) -> int | None:
+        """Return the bytes of a spec, or None where a method's limit is too small for it."""
+        try:
+            return self._size(spec)
+        except BudgetError:
+            return None
+
+    def _too_small(self, spec: Spec, floor: int) -> BudgetError:
+        return BudgetError(
+            f"{spec} at width {self.dim} needs at least {floor:,} bytes, "
+            f"the budget is {self.limit:,}",
+            floor,
         )
-    return with_knob(_largest(size, smallest, limit)) if knob else spec
+
+
+def _with_knob(spec: Spec, number: int, value: int) -> Spec:
+    methods = list(spec.methods)
+    knob = methods[number].knob
+    if knob is not None:
+        methods[number] = replace(methods[number], **{knob: value})
+    return spec.with_methods(methods)
+
+
+def _innermost(layer: FeatureEmbedding) -> FeatureEmbedding:
+    """Return the layer at the end of those that store each other's rows."""
+    while stored := layer.stored():
+        layer = stored[0]
+    return layer
 
 
 def _largest(size: Callable[[int], int], low: int, limit: int) -> int:

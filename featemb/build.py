@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from featemb.budget import check_size, context_of, parse_bytes, solve
-from featemb.errors import ConfigError
+from featemb.budget import build_spec, check_size, free_knobs, parse_bytes, solve
+from featemb.errors import BudgetError, ConfigError
 from featemb.hashing import mix64_int
 from featemb.layer import FeatureEmbedding, MethodConfig
 from featemb.schema import Schema
@@ -40,14 +40,23 @@ class Request:
 
     def build(self) -> FeatureEmbedding:
         """Solve the size knobs and make the layer."""
-        spec = self.spec
+        spec = self._solved()
+        layer = build_spec(spec, self.schema, self.dim, self.seed, self.device)
+        layer.request, layer.spec = self, spec
+        return layer
+
+    def _solved(self) -> Spec:
         limit = self.limit()
         if limit is not None:
-            spec = solve(spec, self.schema, self.dim, limit, self.seed)
-        context = context_of(spec, self.schema, self.dim, self.seed, self.device)
-        layer = spec.method.build(context)
-        layer.request = self
-        return layer
+            return solve(self.spec, self.schema, self.dim, limit, self.seed)
+        if len(free_knobs(self.spec)) < 2 or not self.schema.bounded:
+            return self.spec
+        # each default alone is a tenth of the full table: so is that of several methods together
+        tenth = self.schema.full_bytes(self.dim) // 10
+        try:
+            return solve(self.spec, self.schema, self.dim, tenth, self.seed)
+        except BudgetError as error:
+            return solve(self.spec, self.schema, self.dim, error.floor, self.seed)
 
     def limit(self) -> int | None:
         """Serving bytes allowed, or None without a ratio and a budget."""
@@ -58,22 +67,44 @@ class Request:
         return None
 
     def companion(self, dim: int) -> FeatureEmbedding:
-        """Make a layer of another width with the same method, codec and ratio.
+        """Make a layer of another width with the same methods, codec and ratio.
 
-        A byte budget is scaled by the widths; a method of one size is not asked for another. The
-        seed differs, so that hash collisions do too.
+        A byte budget is scaled by the widths; a method of one size is not asked for another. Where
+        the methods cannot get that small at this width, the layer is hashed instead. The seed
+        differs, so that hash collisions do too.
         """
         check_size("dim", dim)
-        method = self.spec.method.at_width(dim)
-        sized = method.knob is not None
-        return replace(
-            self,
-            spec=Spec(method, self.spec.codec),
-            dim=dim,
-            ratio=self.ratio if sized else None,
-            budget=self.budget * dim // self.dim if sized and self.budget is not None else None,
-            seed=mix64_int(self.seed + dim) >> 33,
-        ).build()
+        spec = self.spec.at_width(dim)
+        limit = self._companion_limit(spec, dim)
+        seed = mix64_int(self.seed + dim) >> 33
+        same = replace(self, spec=spec, dim=dim, ratio=None, budget=limit, seed=seed)
+        if limit is None or str(spec) == "hash":
+            return same.build_or_smallest()
+        try:
+            return same.build()
+        except BudgetError:
+            return replace(same, spec=parse("hash")).build_or_smallest()
+
+    def _companion_limit(self, spec: Spec, dim: int) -> int | None:
+        """Return the bytes of a companion, or None where its size is set by hand or by default."""
+        if not any(method.knob is not None for method in spec.methods):
+            return None
+        if self.budget is not None:
+            return self.budget * dim // self.dim
+        if self.ratio is not None:
+            return int(self.schema.full_bytes(dim) / self.ratio)
+        if len(spec.methods) == len(self.spec.methods) or not free_knobs(spec):
+            return None
+        # the methods that were left out made the layer smaller
+        plan = replace(self, device=torch.device("meta"))
+        return plan.build().memory().serving * dim // self.dim
+
+    def build_or_smallest(self) -> FeatureEmbedding:
+        """Make the layer, of its smallest size where the limit is below it."""
+        try:
+            return self.build()
+        except BudgetError as error:
+            return replace(self, ratio=None, budget=error.floor).build()
 
 
 def embedding(
@@ -91,7 +122,8 @@ def embedding(
 
     Args:
         schema: the features.
-        spec: method and codec, such as ``"unified(lookups=2)+int8"`` (see `featemb.spec`).
+        spec: method and codec, such as ``"unified(lookups=2)+int8"``, or several methods and a
+            codec (see `featemb.spec`).
         dim: output width of a feature.
         ratio: bytes of the plain fp32 tables of this schema and width / serving bytes wanted.
         budget: serving bytes wanted: an int, or a text such as ``"2MB"`` (MB = 10^6 bytes).

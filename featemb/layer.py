@@ -7,9 +7,8 @@ feature width, W the sum of the features' widths.
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -17,75 +16,24 @@ from torch import Tensor, nn
 
 from featemb.base import EmbeddingBase, SourceEmbedding
 from featemb.codecs.base import Codec, codec_by_name
-from featemb.codecs.floats import Fp32
 from featemb.config import Config
-from featemb.errors import ConfigError, FeatembError
+from featemb.context import BuildContext as BuildContext
+from featemb.errors import FeatembError
 from featemb.frozen import FrozenEmbedding
-from featemb.hashing import mix64_int
 from featemb.memory import Memory, module_bytes, training_bytes
 from featemb.parts import Lookup, Source
-from featemb.rows import RowTable
 from featemb.schema import Schema
 from featemb.stage import Stage
 from featemb.variants import Variants
 
 if TYPE_CHECKING:
     from featemb.build import Request
+    from featemb.spec import Spec
 
 Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 
 Axis = Literal["address", "shape", "format"]
-
-_MOST_NUMBERS = 2**59
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """What a method's ``build`` gets beside its configuration.
-
-    Attributes:
-        schema: the features.
-        dim: output width asked for.
-        seed: the one source of randomness.
-        device: where the tables are made; "meta" for plans.
-        codec: format of the frozen rows, for methods that fit their size to bytes.
-        tables: counts the tables made, so that each draws its own initial values.
-    """
-
-    schema: Schema
-    dim: int
-    seed: int
-    device: torch.device
-    codec: Codec = field(default_factory=Fp32)
-    tables: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
-
-    def seed_tensor(self) -> Tensor:
-        """The seed as an int64 scalar, for address parts."""
-        return torch.tensor(self.seed, device=self.device)
-
-    def table(self, num_rows: int, width: int, init: float, center: float = 0.0) -> RowTable:
-        """Make a `RowTable` with uniform initial values in ``[center - init, center + init]``.
-
-        Values are drawn on the CPU, so that every device starts from the same ones.
-        """
-        if num_rows * width >= _MOST_NUMBERS:
-            raise ConfigError(f"a table of {num_rows} rows of {width} numbers is beyond 2^61 bytes")
-        if self.device.type == "meta":
-            with self.device:
-                return RowTable(num_rows, width, init, generator=None)
-        return RowTable(num_rows, width, init, self.generator(), center).to(self.device)
-
-    def only(self, wanted: Sequence[bool]) -> BuildContext:
-        """Return the context of some of the features."""
-        kept = [f for f, keep in zip(self.schema.features, wanted, strict=True) if keep]
-        return replace(self, schema=Schema(kept))
-
-    def generator(self) -> torch.Generator:
-        """Return a generator of its own for the next table (or other tensor) of the layer."""
-        number = next(self.tables)
-        seed = self.seed if number == 0 else mix64_int(self.seed + number) >> 1
-        return torch.Generator().manual_seed(seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +49,13 @@ class MethodConfig(Config):
         unbounded: whether features without a cardinality are accepted.
         axis: what the method decides: which rows an id reads ("address"), how many numbers a row
             has or keeps ("shape"), or in which format rows are trained and stored ("format").
+        own_rows: why another method cannot store this one's rows (see `featemb.composition`);
+            empty where it can: its ``build`` takes them from `BuildContext.rows`.
     """
 
     kind: ClassVar[str] = "method"
     axis: ClassVar[Axis] = "address"
+    own_rows: ClassVar[str] = ""
     summary: ClassVar[str]
     paper: ClassVar[str]
     knob: ClassVar[str | None] = None
@@ -148,6 +99,7 @@ class FeatureEmbedding(EmbeddingBase):
         widths: output width of each feature.
         codec: format of the frozen rows.
         request: what `featemb.embedding` was asked for, from which `companion` is made.
+        spec: the methods and the codec with their size knobs solved.
         sizes_follow_values: whether the frozen size depends on the values of tensors (pruning), not
             only on their shapes; `memory` then freezes the real layer.
         architecture: names of parameters and buffers that a rewind leaves alone: what was searched.
@@ -157,6 +109,7 @@ class FeatureEmbedding(EmbeddingBase):
     """
 
     request: Request
+    spec: Spec
     variants: Variants | None = None
     sizes_follow_values: ClassVar[bool] = False
     architecture: ClassVar[tuple[str, ...]] = ()
@@ -174,30 +127,49 @@ class FeatureEmbedding(EmbeddingBase):
         self.seed = context.seed
         self.codec = context.codec
 
+    def stored(self) -> list[FeatureEmbedding]:
+        """Return the layers that store this one's rows, in a composition; theirs are not listed."""
+        return outermost(self.children())
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are not of a layer that stores this one's rows."""
+        theirs = {id(p) for layer in self.stored() for p in layer.parameters()}
+        return [p for p in self.parameters() if id(p) not in theirs]
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`).
 
         A group with ``split="held_out"`` is trained on held-out batches, in stages that have them.
         """
-        return [{"params": list(self.parameters()), "lr": lr}]
+        groups: list[dict[str, Any]] = [{"params": self.own_parameters(), "lr": lr}]
+        return groups + [group for one in self.stored() for group in one.param_groups(lr)]
 
     def penalty(self) -> Tensor:
         """A scalar to add to the loss."""
         first = next(self.parameters(), None)
-        return torch.zeros((), device=None if first is None else first.device)
+        zero = torch.zeros((), device=None if first is None else first.device)
+        return sum((one.penalty() for one in self.stored()), zero)
 
     def after_backward(self) -> None:
         """Called between ``backward`` and the optimizers' steps; gradients are there."""
+        for one in self.stored():
+            one.after_backward()
 
     def after_step(self, step: int) -> None:
         """Called after every optimizer step; ``step`` counts from 1 within the stage."""
+        for one in self.stored():
+            one.after_step(step)
 
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of training, in order."""
-        return (Stage("train"),)
+        """The stages of training, in order; those of the layers that store its rows, if any."""
+        stages = [one.stages() for one in self.stored()]
+        return max(stages, key=len, default=(Stage("train"),))
 
     def begin_stage(self, stage: Stage) -> None:
         """Called before a stage that the layer lists, after its rewind."""
+        for one in self.stored():
+            if stage.name in [own.name for own in one.stages()]:
+                one.begin_stage(stage)
 
     def search(self, stage: Stage, evaluate: Callable[[], float]) -> None:
         """Run a search stage; ``evaluate()`` scores the model as it stands, higher is better.
@@ -208,7 +180,11 @@ class FeatureEmbedding(EmbeddingBase):
         Raises:
             FeatembError: the method has no search stage.
         """
-        raise FeatembError(f"method {self.config.name!r} has no search stage {stage.name!r}")
+        listing = [one for one in self.stored() if stage in one.stages()]
+        if not listing:
+            raise FeatembError(f"method {self.config.name!r} has no search stage {stage.name!r}")
+        for one in listing:
+            one.search(stage, evaluate)
 
     def _freeze(self, codec: Codec) -> FrozenEmbedding:
         """Make the deployable form with a codec: what a method writes for `freeze`."""
@@ -223,11 +199,13 @@ class FeatureEmbedding(EmbeddingBase):
         if isinstance(codec, str):
             codec = codec_by_name(codec)
         with torch.no_grad():
-            return self._freeze(codec or self.codec).eval()
+            return self._freeze((codec or self.codec).counted(self.schema)).eval()
 
     def memory(self, optimizer: Optimizers = None) -> Memory:
         """Bytes by part, read from the tensors; with an optimizer, its state of this layer too."""
-        frozen = (self if self.sizes_follow_values else _meta_copy(self)).freeze()
+        layers = [one for one in self.modules() if isinstance(one, FeatureEmbedding)]
+        real = any(one.sizes_follow_values for one in layers)
+        frozen = (self if real else _meta_copy(self)).freeze()
         return Memory(module_bytes(frozen), training_bytes(self, optimizer))
 
     def companion(self, dim: int = 1) -> FeatureEmbedding:
@@ -237,6 +215,14 @@ class FeatureEmbedding(EmbeddingBase):
         seed of its own.
         """
         return self.request.companion(dim)
+
+
+def outermost(modules: Iterable[nn.Module]) -> list[FeatureEmbedding]:
+    """Return the embedding layers in some modules, without those that store another's rows."""
+    found: list[FeatureEmbedding] = []
+    for module in modules:
+        found += [module] if isinstance(module, FeatureEmbedding) else outermost(module.children())
+    return list(dict.fromkeys(found))
 
 
 def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
@@ -285,7 +271,7 @@ class RowEmbedding(PartsEmbedding):
         context: schema, width, seed, device.
         config: the method's configuration.
         address: a part, (ids, feature) -> rows ``[..., L]``.
-        rows: the table.
+        rows: a part, rows ``[..., L]`` -> vectors ``[..., L, C]``: what `BuildContext.rows` makes.
         combine: a part, vectors ``[..., L, C]`` -> ``[..., D]``.
         widths: output width of each feature; equal to ``dim`` by default.
     """
@@ -296,7 +282,7 @@ class RowEmbedding(PartsEmbedding):
         config: MethodConfig,
         *,
         address: nn.Module,
-        rows: RowTable,
+        rows: nn.Module,
         combine: nn.Module,
         widths: Sequence[int] | None = None,
     ) -> None:

@@ -9,7 +9,6 @@ from featemb.config import names
 from featemb.errors import BudgetError
 from featemb.optim import RowAdam
 from featemb.schema import Schema
-from featemb.spec import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,9 +65,8 @@ def _row(
     optimizer = RowAdam(layer.parameters())
     optimizer.allocate()
     memory = layer.memory(optimizer)
-    codec = "" if layer.request.spec.codec is None else f"+{write(layer.codec)}"
     return row | {
-        "spec": write(layer.config) + codec,
+        "spec": str(layer.spec),
         "fits": True,
         "serving_bytes": memory.serving,
         "training_bytes": memory.training,

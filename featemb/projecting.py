@@ -36,7 +36,7 @@ def projected_source(
     sources: list[Source] = []
     for width, features in groups:
         sizes = [context.schema.cardinalities[f] for f in features]
-        address, rows = OffsetAddress.of(sizes), context.table(sum(sizes), width, init)
+        address, rows = OffsetAddress.of(sizes), context.rows(sum(sizes), width, init)
         if width == dim:
             sources.append(Lookup(address=address, rows=rows, combine=Concat()))
             continue

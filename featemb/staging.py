@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from featemb.errors import RunError
-from featemb.layer import FeatureEmbedding, PartsEmbedding
+from featemb.layer import FeatureEmbedding, PartsEmbedding, outermost
 from featemb.stage import Stage
 
 
 def layers(model: nn.Module) -> list[FeatureEmbedding]:
-    """Return the embedding layers of a model.
+    """Return the embedding layers of a model; a composition is one layer.
 
     Raises:
         RunError: there is none.
     """
-    found = [module for module in model.modules() if isinstance(module, FeatureEmbedding)]
+    found = outermost([model])
     if not found:
         raise RunError("the model holds no featemb.FeatureEmbedding, there is nothing to fit")
     return found

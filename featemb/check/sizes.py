@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from featemb.budget import serving_bytes
+from featemb.budget import free_knobs, serving_bytes
 from featemb.build import embedding
 from featemb.check.case import Case, expect
 from featemb.errors import BudgetError
 from featemb.layer import FeatureEmbedding
 from featemb.schema import Feature, Schema
-from featemb.spec import Spec, parse
+from featemb.spec import parse
 
 _SCHEMA = Schema([Feature("user", 20_000), Feature("item", 3_000), Feature("day", 7)])
 
 
 def check_budget(case: Case) -> None:
     """Ratios are met from below: by less than one row or 1%, or the next size does not fit."""
-    config = parse(case.spec).method
-    if config.knob is None or getattr(config, config.knob) is not None:
+    if not free_knobs(parse(case.spec)):
         return
     for ratio in (2, 10, 100):
         limit = _SCHEMA.full_bytes(case.dim) / ratio
@@ -37,15 +36,17 @@ def check_budget(case: Case) -> None:
 
 def _next_size(layer: FeatureEmbedding) -> int:
     """Serving bytes with the size knob one step larger."""
-    knob = str(layer.config.knob)
-    larger = replace(layer.config, **{knob: getattr(layer.config, knob) + 1})
-    return serving_bytes(Spec(larger, layer.request.spec.codec), layer.schema, layer.dim)
+    methods = list(layer.spec.methods)
+    number = free_knobs(layer.request.spec)[-1]
+    knob = str(methods[number].knob)
+    methods[number] = replace(methods[number], **{knob: getattr(methods[number], knob) + 1})
+    return serving_bytes(layer.spec.with_methods(methods), layer.schema, layer.dim)
 
 
 def check_impossible_budget(case: Case) -> None:
     """A budget below the floor raises `BudgetError`, whose floor can be met."""
-    config = parse(case.spec).method
-    if config.knob is not None and getattr(config, config.knob) is not None:
+    spec = parse(case.spec)
+    if any(method.knob for method in spec.methods) and not free_knobs(spec):
         return
     try:
         embedding(_SCHEMA, case.spec, dim=case.dim, budget=1, device="meta")

@@ -72,6 +72,7 @@ class AdaEmbed(MethodConfig):
     summary: ClassVar[str] = "rows move in training to the ids that matter most, others read zeros"
     paper: ClassVar[str] = "Lai et al., OSDI 2023"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "moves rows between ids while it trains"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -73,7 +73,7 @@ class Adapt(MethodConfig):
             lookups=1,
             spread=False,
         )
-        table = context.table(hot + sum(sizes), context.dim, self.init)
+        table = context.rows(hot + sum(sizes), context.dim, self.init)
         return RowEmbedding(context, self, address=address, rows=table, combine=Concat())
 
 

@@ -71,6 +71,7 @@ class AutoDim(MethodConfig):
     summary: ClassVar[str] = "widths searched among candidates by weights on held-out batches"
     paper: ClassVar[str] = "Zhao et al., WWW 2021"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "replaces its tables by the widths that it chooses"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

@@ -69,6 +69,7 @@ class AutoSrh(MethodConfig):
     summary: ClassVar[str] = "gates for frequency groups, then the largest numbers are kept"
     paper: ClassVar[str] = "Kong et al., TKDE 2023"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

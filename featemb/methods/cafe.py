@@ -81,6 +81,7 @@ class Cafe(MethodConfig):
     name: ClassVar[str] = "cafe"
     summary: ClassVar[str] = "sketch finds hot ids in training and gives them rows; others hash"
     paper: ClassVar[str] = "Zhang et al., SIGMOD 2024"
+    own_rows: ClassVar[str] = "moves rows between ids while it trains"
     knob: ClassVar[str] = "rows"
     unbounded: ClassVar[bool] = True
 

@@ -71,6 +71,7 @@ class CCE(MethodConfig):
     name: ClassVar[str] = "cce"
     summary: ClassVar[str] = "sums of clustered and hashed rows; clusters learned between epochs"
     paper: ClassVar[str] = "Tsang and Ahle, NeurIPS 2023"
+    own_rows: ClassVar[str] = "clusters its rows while it trains"
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None

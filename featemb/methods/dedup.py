@@ -69,6 +69,7 @@ class Dedup(MethodConfig):
     name: ClassVar[str] = "dedup"
     summary: ClassVar[str] = "full table in training; near-identical blocks of rows stored once"
     paper: ClassVar[str] = "Zhou et al., PVLDB 2022"
+    own_rows: ClassVar[str] = "merges blocks of its own rows by their values"
     knob: ClassVar[str] = "blocks"
 
     blocks: int | None = None

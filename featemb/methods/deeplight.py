@@ -60,6 +60,7 @@ class DeepLight(MethodConfig):
     summary: ClassVar[str] = "full table in training; its smallest numbers are zeroed step by step"
     paper: ClassVar[str] = "Deng et al., WSDM 2021"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -63,6 +63,7 @@ class DHE(MethodConfig):
     name: ClassVar[str] = "dhe"
     summary: ClassVar[str] = "a network turns an id's hashes into its vector; no table"
     paper: ClassVar[str] = "Kang et al., KDD 2021"
+    own_rows: ClassVar[str] = "has no rows: an encoder computes the vectors"
     knob: ClassVar[str] = "width"
     unbounded: ClassVar[bool] = True
 

@@ -101,7 +101,7 @@ class DoubleHash(MethodConfig):
             lookups=2,
             spread=self.combine == "concat",
         )
-        table = context.table(ids * per_id + tail, width, self.init)
+        table = context.rows(ids * per_id + tail, width, self.init)
         source: Source
         if weights := round(self.weights * rows):
             vectors = Lookup(address=address, rows=table, combine=Stack())

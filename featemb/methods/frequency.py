@@ -59,5 +59,5 @@ class Frequency(MethodConfig):
             lookups=1,
             spread=False,
         )
-        table = context.table(hot + unknown, context.dim, self.init)
+        table = context.rows(hot + unknown, context.dim, self.init)
         return RowEmbedding(context, self, address=address, rows=table, combine=Concat())

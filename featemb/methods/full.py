@@ -25,6 +25,8 @@ class Full(MethodConfig):
     summary: ClassVar[str] = "one private row an id"
     paper: ClassVar[str] = "-"
 
+    own_rows: ClassVar[str] = "leaves every id its own row: write the other method alone"
+
     init: float = 0.05
 
     def build(self, context: BuildContext) -> RowEmbedding:

@@ -59,7 +59,7 @@ class Hash(MethodConfig):
         """Share out the rows and make one table of all blocks."""
         rows = default_rows(self, context.schema)
         address, total = hash_blocks(context, share(self, context.schema, rows))
-        table = context.table(total, context.dim, self.init)
+        table = context.rows(total, context.dim, self.init)
         return RowEmbedding(context, self, address=address, rows=table, combine=Concat())
 
 

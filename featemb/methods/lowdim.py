@@ -50,7 +50,7 @@ class LowDim(MethodConfig):
             context,
             self,
             address=OffsetAddress.of(cardinalities),
-            rows=context.table(sum(cardinalities), width, self.init),
+            rows=context.rows(sum(cardinalities), width, self.init),
             combine=Concat(),
             widths=(width,) * len(cardinalities),
         )

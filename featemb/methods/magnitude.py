@@ -44,6 +44,7 @@ class Magnitude(MethodConfig):
     summary: ClassVar[str] = "full table in training; its largest numbers, or rows, are kept"
     paper: ClassVar[str] = "Han et al., NeurIPS 2015"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

@@ -60,7 +60,7 @@ class Memcom(MethodConfig):
         schema = context.schema
         rows = default_rows(self, schema)
         address, total = hash_blocks(context, share(self, schema, rows))
-        table = context.table(total, context.dim, self.init)
+        table = context.rows(total, context.dim, self.init)
         shared = Lookup(address=address, rows=table, combine=Concat())
         source: Source = Product(left=shared, right=_scalars(context, center=1.0))
         if self.bias:

@@ -102,7 +102,7 @@ class MultiHash(MethodConfig):
         else:
             sizes = share(self, context.schema, rows, per_id)
             address, total = hash_blocks(context, sizes, self.probes, spread)
-        table = context.table(total, width, self.init)
+        table = context.rows(total, width, self.init)
         source: Source
         if weights := round(self.weights * rows):
             vectors = Lookup(address=address, rows=table, combine=Stack())

@@ -78,6 +78,7 @@ class OptEmbed(SupernetConfig):
     summary: ClassVar[str] = "rows pruned by learned thresholds, widths searched by evolution"
     paper: ClassVar[str] = "Lyu et al., CIKM 2022"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
 
     def at_width(self, dim: int) -> MethodConfig:
         """First-order weights: hashed within a budget, and the plain table without one."""

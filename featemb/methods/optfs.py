@@ -70,6 +70,7 @@ class OptFS(MethodConfig):
     summary: ClassVar[str] = "a learned gate an id; rows of the largest gates kept and retrained"
     paper: ClassVar[str] = "Lyu et al., WWW 2023"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

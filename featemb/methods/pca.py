@@ -68,6 +68,7 @@ class PCA(MethodConfig):
     summary: ClassVar[str] = "full table trained first; widths by its principal components"
     paper: ClassVar[str] = "Wang et al., CIKM 2023"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "replaces its table by components of it"
     knob: ClassVar[str] = "limit"
     knob_in_bytes: ClassVar[bool] = True
 

@@ -58,6 +58,7 @@ class PEP(MethodConfig):
     summary: ClassVar[str] = "learned soft thresholds choose the numbers; these are trained anew"
     paper: ClassVar[str] = "Liu et al., ICLR 2021"
     axis: ClassVar[Axis] = "shape"
+    own_rows: ClassVar[str] = "prunes its own table"
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None

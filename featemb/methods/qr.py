@@ -7,8 +7,6 @@ from itertools import accumulate
 from math import prod
 from typing import ClassVar
 
-import torch
-
 from featemb.config import register
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
@@ -174,20 +172,18 @@ class QR(MethodConfig):
             bound = 3**0.5 * (self.init / 3**0.5) ** (1 / digits)
         if self.combine == "add":
             bound = self.init / digits**0.5
-        table = context.table(rows, width, bound)
+        table = context.rows(rows, width, bound)
         return Lookup(address=address, rows=table, combine=_COMBINES[self.combine]())
 
     def _side_by_side(self, context: BuildContext, width: int, radices: list[list[int]]) -> Source:
         spread = self.combine == "concat"
         address, firsts, total = blocks(radices, self.partitions, spread)
         bound = self.init / self.partitions**0.5 if self.combine == "add" else self.init
-        table = context.table(total, width, bound)
+        multiply = self.combine == "multiply" and not spread
+        center = 1.0 if multiply else 0.0
+        table = context.rows(total, width, bound, center, firsts)
         if spread:
             return Lookup(address=address, rows=table, combine=Concat())
-        multiply = self.combine == "multiply"
-        if multiply:
-            with torch.no_grad():
-                table.weight[firsts:] += 1.0
         used = tuple(map(len, radices))
         return DigitLookup(address=address, rows=table, used=used, multiply=multiply)
 

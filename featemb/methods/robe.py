@@ -82,7 +82,7 @@ class Robe(MethodConfig):
             offsets = tuple(sum(sizes[:f]) for f in range(len(sizes)))
             total = sum(sizes)
         source = RobeBlocks(
-            rows=context.table(total, chunk, self.init),
+            rows=context.rows(total, chunk, self.init),
             offsets=offsets,
             sizes=sizes,
             dim=context.dim,

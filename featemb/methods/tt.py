@@ -119,7 +119,7 @@ class TT(MethodConfig):
         bound = (3 * (self.init**2 / 3 / paths) ** (1 / self.cores)) ** 0.5
         ranks = (1, *(rank,) * (self.cores - 1), 1)
         tables = [
-            context.table(sum(rows), left * factor * right, bound)
+            context.rows(sum(rows), left * factor * right, bound)
             for rows, left, factor, right in zip(by_core, ranks, factors, ranks[1:], strict=False)
         ]
         names = ("first", "second", "third", "fourth")

@@ -114,7 +114,7 @@ class Unified(MethodConfig):
             context,
             self,
             address=address,
-            rows=context.table(end, chunk, self.init),
+            rows=context.rows(end, chunk, self.init),
             combine=Concat(),
             widths=[count * chunk for count in counts],
         )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featemb.errors import ConfigError, nearest
-from featemb.layer import FeatureEmbedding
+from featemb.layer import outermost
 from featemb.optim.dense import DenseAdam
 from featemb.optim.lazy import RowAdagrad, RowAdam, RowSGD
 from featemb.stage import Stage
@@ -50,7 +50,7 @@ def build(
     """
     groups: dict[str, list[dict[str, Any]]] = {optimizer: []}
     seen: set[int] = set()
-    for layer in (module for module in model.modules() if isinstance(module, FeatureEmbedding)):
+    for layer in outermost([model]):
         for group in layer.param_groups(lr):
             entry = {"weight_decay": weight_decay, **group, "params": list(group["params"])}
             seen.update(id(parameter) for parameter in entry["params"])
