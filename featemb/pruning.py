@@ -105,7 +105,7 @@ class PrunedEmbedding(StagedEmbedding):
         assert isinstance(combine, Part)
         source = Lookup(
             address=address.frozen(codec),
-            rows=masked.served(codec, keep),
+            rows=masked.served(codec.at(address), keep),
             combine=combine.frozen(codec),
         )
         return FrozenEmbedding(self.schema, self.dim, self.widths, source)

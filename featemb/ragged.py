@@ -92,10 +92,11 @@ def ragged_source(
             places = torch.cat([masks[f] for f in own]).nonzero()[:, 0]
             rows = torch.cat([tables[f][masks[f], :width] for f in own])
         index = smallest_index(places, sum(sizes))
-        coded = codec.encode(rows)
+        address = OffsetAddress.of(sizes)
+        reading = codec.only([one == width for one in widths]).at(address)
+        coded = reading.rows(places).encode(rows)
         whole = isinstance(index, EveryPosition)
         part = coded if whole else KeptRows(index=index, rows=coded)
-        address = OffsetAddress.of(sizes)
         sources.append(Lookup(address=address, rows=part, combine=Concat()))
     if len(sources) == 1 and order[0] == dim:
         return sources[0]

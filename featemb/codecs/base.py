@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featemb.config import Config, make, names
 from featemb.errors import ConfigError, DataError, nearest
 from featemb.parts.base import Part
 
+if TYPE_CHECKING:
+    from featemb.schema import Schema
+
 
 @dataclass(frozen=True, kw_only=True)
 class Codec(Config):
-    """Base of the codecs' configurations; `encode` makes the stored form."""
+    """Base of the codecs' configurations; `encode` makes the stored form.
+
+    A codec may fit its rows to how often they are read. So a layer tells it the counts of ids
+    (`counted`), and the parts tell on the way to a table which of them read it, and how (`only`,
+    `at`, `rows`). All of these return the codec to go on with: this one where counts do not matter.
+    """
 
     def encode(self, table: Tensor) -> Part:
         """Return the stored form of a table ``[R, C]``; its call gathers rows as floats.
@@ -27,6 +37,22 @@ class Codec(Config):
     def error_bound(self, table: Tensor) -> Tensor:
         """Return the largest absolute error of each element, broadcastable to ``[R, C]``."""
         raise NotImplementedError
+
+    def counted(self, schema: Schema) -> Codec:
+        """Return the codec for tables that these features' ids are going to read."""
+        return self
+
+    def only(self, wanted: Sequence[bool]) -> Codec:
+        """Return the codec for some of the features."""
+        return self
+
+    def at(self, address: nn.Module) -> Codec:
+        """Return the codec for a table whose rows an address, (ids, feature) -> rows, reads."""
+        return self
+
+    def rows(self, places: Tensor) -> Codec:
+        """Return the codec for some of the rows, int64 ``[m]``, in this order."""
+        return self
 
 
 def codec_by_name(name: str) -> Codec:

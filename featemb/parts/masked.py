@@ -51,9 +51,10 @@ class MaskedRows(Part):
         index = smallest_index(places, keep.numel())
         sparse: Part
         if keep.shape[1] == 1:
-            sparse = KeptRows(index=index, rows=codec.encode(weight[places]))
+            sparse = KeptRows(index=index, rows=codec.rows(places).encode(weight[places]))
         else:
-            values = codec.encode(weight.reshape(-1)[places][:, None])
+            single = codec.rows(places // weight.shape[1])
+            values = single.encode(weight.reshape(-1)[places][:, None])
             sparse = KeptWeights(index=index, values=values, width=weight.shape[1])
         if _bytes(sparse) <= _bytes(codec.encode(torch.empty_like(weight, device="meta"))):
             return sparse

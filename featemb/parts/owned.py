@@ -54,7 +54,7 @@ class OwnedRows(Part):
             owners = torch.empty(weight.shape[0], dtype=torch.int64, device="meta")
         else:
             owners = (self.pointers >= 0).nonzero()[:, 0]
-        rows = codec.encode(weight[self.pointers[owners].long()])
+        rows = codec.rows(owners).encode(weight[self.pointers[owners].long()])
         if owners.numel() == total:
             return rows
         return KeptRows(index=smallest_index(owners, total), rows=rows)

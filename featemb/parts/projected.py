@@ -5,12 +5,15 @@ Shape letters: G features of one width w, D width of the vectors, h ids with c m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from featemb.parts.base import Part, Source
+
+if TYPE_CHECKING:
+    from featemb.codecs.base import Codec
 
 
 class Projection(Part):
@@ -78,6 +81,10 @@ class Projected(Source):
         rows = self.address(ids, torch.arange(ids.shape[1], device=ids.device))[..., 0]
         vectors: Tensor = self.projection.dense(self.rows(rows))  # type: ignore[operator]
         return vectors
+
+    def frozen(self, codec: Codec) -> Part:
+        """Encode the rows for what reads them."""
+        return super().frozen(codec.at(self.address))
 
 
 class Widened(Source):

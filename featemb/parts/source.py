@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from featemb.parts.base import Source
+from featemb.parts.base import Part, Source
+
+if TYPE_CHECKING:
+    from featemb.codecs.base import Codec
 
 
 class Lookup(Source):
@@ -28,6 +32,10 @@ class Lookup(Source):
         """Return vectors ``[..., D]`` for ids ``[...]`` and broadcastable features."""
         vectors: Tensor = self.combine(self.rows(self.address(ids, feature)))
         return vectors
+
+    def frozen(self, codec: Codec) -> Part:
+        """Encode the rows for what reads them."""
+        return super().frozen(codec.at(self.address))
 
 
 class DigitLookup(Source):
@@ -55,6 +63,10 @@ class DigitLookup(Source):
             other = torch.where(used > number, digit, neutral)
             vectors = vectors * other if self.multiply else vectors + other
         return vectors
+
+    def frozen(self, codec: Codec) -> Part:
+        """Encode the rows for what reads them."""
+        return super().frozen(codec.at(self.address))
 
 
 class Product(Source):
@@ -152,6 +164,14 @@ class Split(Source):
         vectors = torch.cat(found)
         joined = vectors.new_empty(vectors.shape).index_copy(0, torch.cat(places), vectors)
         return joined.view(*shape, self.dim)
+
+    def frozen(self, codec: Codec) -> Part:
+        """Freeze each source for its own features."""
+        sources = [
+            source.frozen(codec.only([one == number for one in self.which]))  # type: ignore[operator]
+            for number, source in enumerate(self.sources)
+        ]
+        return type(self)(sources=sources, which=self.which, dim=self.dim)
 
     def dense(self, ids: Tensor) -> Tensor:
         """Return ``[B, F, D]``; each source computes its own columns only."""
