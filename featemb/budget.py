@@ -176,13 +176,14 @@ class _Problem:
 
     def _fit_bytes(self, spec: Spec, number: int) -> Spec:
         """Give a method that takes a limit of bytes what the others leave of it."""
-        alone = _with_knob(spec, number, self.limit)
-        if not spec.inner:
+        if number == len(spec.inner):
+            given = _with_knob(spec, number, max(1, self.limit - self._outside(spec, number)))
             try:
-                if self._size(alone) <= self.limit:
-                    return alone
+                if self._size(given) <= self.limit:
+                    return given
             except BudgetError as error:
-                raise self._too_small(spec, error.floor) from error
+                floor = error.floor + self._outside(spec, number)
+                raise self._too_small(spec, floor) from error
         # it plans for rows stored by a codec of so many bytes a row: other forms are tried out
         low, high = 0, 4 * self._most()
         while high - low > 1:
@@ -193,6 +194,13 @@ class _Problem:
         if size is None or size > self.limit:
             raise self._too_small(spec, self._size(_with_knob(spec, number, high)))
         return _with_knob(spec, number, low)
+
+    def _outside(self, spec: Spec, number: int) -> int:
+        """Return the bytes of a composition that are not of its innermost layer."""
+        if not number:
+            return 0
+        layer = build_spec(_with_knob(spec, number, self._most()), self.schema, self.dim, self.seed)
+        return _bytes(layer) - _bytes(_innermost(layer))
 
     def _most(self) -> int:
         """Return a limit that no layer reaches."""

@@ -35,6 +35,7 @@ specs = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(specs, st.sampled_from([None, "int8", "fp16"]))
 def test_every_spec_reads_back(method: Any, codec: str | None) -> None:
     spec = fe.Spec(method, None if codec is None else codec_by_name(codec))
