@@ -10,7 +10,9 @@ from typing import Any
 
 from featemb import models
 from featemb.budget import parse_bytes
+from featemb.codecs.base import codec_by_name
 from featemb.errors import ConfigError, nearest
+from featemb.grammar import write
 from featemb.optim import OPTIMIZERS
 from featemb.spec import Spec, parse
 
@@ -56,6 +58,8 @@ class RunConfig:
         eval_batch_size: samples of an evaluation step.
         rows: train on this many rows, drawn at random from the training split by ``seed``; None:
             all.
+        codecs: texts of codecs, such as "int8" or "pq(parts=8)"; the trained network is scored in
+            the form that each of them gives it, too.
         device: "cpu", "cuda" or "cuda:1".
         threads: CPU threads of torch; None leaves torch's choice.
 
@@ -83,6 +87,7 @@ class RunConfig:
     eval_every: int | None = None
     eval_batch_size: int = 16384
     rows: int | None = None
+    codecs: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
 
@@ -132,6 +137,9 @@ class RunConfig:
                 raise ConfigError(
                     f"{self.model}: unknown setting {name!r}; {nearest(name, allowed)}"
                 )
+        wanted = self.codecs
+        self._require("codecs", "a list of codecs", isinstance(wanted, (list, tuple)))
+        self._set(codecs=tuple(write(codec_by_name(text)) for text in wanted))
         settings = model.config_class(**self.model_config).to_dict()
         self._set(method=str(spec), model_config=settings, data_options=dict(self.data_options))
 
@@ -154,7 +162,9 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the answer: all but the place of computation."""
-        return {name: value for name, value in self.to_dict().items() if name not in PLACE}
+        settings = {name: value for name, value in self.to_dict().items() if name not in PLACE}
+        settings["codecs"] = list(self.codecs)
+        return settings if self.codecs else {k: v for k, v in settings.items() if k != "codecs"}
 
     def at(self, device: str | None = None, threads: int | None = None) -> RunConfig:
         """Return the same run for another place of computation."""

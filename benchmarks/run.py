@@ -138,6 +138,7 @@ def _run(
         for part in ("valid", "test")
     }
     record["metrics"] = {part: measure(splits[part], score[part]) for part in score}
+    record["codecs"] = _coded(net, config, dataset)
     clock.lap("evaluate")
     record["bytes"] |= {
         "peak_device": environment.peak_device(config.device),
@@ -167,6 +168,26 @@ def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:
         "ratio": full / serving if serving else None,
         "net": frozen.net_bytes(),
     }
+
+
+def _coded(net: CTRModel, config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """Score the trained network in the form that each codec of the run gives it."""
+    splits, device = dataset.splits, torch.device(config.device)
+    found: dict[str, Any] = {}
+    for codec in config.codecs:
+        began = time.perf_counter()
+        served = net.freeze(codec)
+        seconds = time.perf_counter() - began
+        score = {
+            part: predict(served, splits[part], config.eval_batch_size, device)
+            for part in ("valid", "test")
+        }
+        found[codec] = {
+            "serving": sum(sum(module_bytes(one).values()) for one in served.embeddings()),
+            "freeze_seconds": seconds,
+            "metrics": {part: measure(splits[part], score[part]) for part in score},
+        }
+    return found
 
 
 def _training(trained: Trained) -> dict[str, Any]:

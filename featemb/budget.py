@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from featemb.errors import BudgetError, ConfigError
+from featemb.grammar import write
 from featemb.layer import BuildContext, FeatureEmbedding
 from featemb.memory import module_bytes
 from featemb.schema import Schema
-from featemb.spec import Spec, write
+from featemb.spec import Spec
 
 _RATIO_UNBOUNDED = 100  # of a composition whose full size is not known
 _META = torch.device("meta")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from featemb.config import Config, make, names
+from featemb.config import Config, names
 from featemb.errors import ConfigError, DataError, nearest
+from featemb.grammar import read
 from featemb.parts.base import Part
 
 if TYPE_CHECKING:
@@ -55,16 +56,18 @@ class Codec(Config):
         return self
 
 
-def codec_by_name(name: str) -> Codec:
-    """Return a codec with its default settings, such as ``int8``.
+def codec_by_name(text: str) -> Codec:
+    """Return a codec by its text, such as ``int8`` or ``pq(parts=8)``.
 
     Raises:
-        ConfigError: there is no such codec.
+        ConfigError: there is no such codec, or a setting is not allowed.
     """
+    name = text.partition("(")[0].strip()
     if name not in names("codec"):
         raise ConfigError(f"unknown codec {name!r}; {nearest(name, names('codec'))}")
-    codec = make(name, {})
-    assert isinstance(codec, Codec)
+    codec, *more = read(text)
+    if more or not isinstance(codec, Codec):
+        raise ConfigError(f"{text!r} must be one codec; codecs: {', '.join(names('codec'))}")
     return codec
 
 
