@@ -59,6 +59,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "mde(limit=2500, popularity=counts)",
         "mde(alpha=0.3, rounding=true)+int8",
     ),
+    "mec": (
+        "mec(cutoff=10, codewords=5)",
+        "mec(cutoff=3, codewords=7, parts=3, start=initial, rewind=true, weights=log)",
+        "mec(cutoff=10)",
+    ),
     "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),
     "multi_hash": (
         "multi_hash",

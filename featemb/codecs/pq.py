@@ -16,7 +16,7 @@ from featemb.codecs.weighted import CountingCodec, largest_errors
 from featemb.config import register
 from featemb.lloyd import k_means, nearest, thinned
 from featemb.parts.base import Part
-from featemb.parts.packed import PackedInts
+from featemb.parts.packed import PackedCodes
 
 _SEED = 0x9E3779B9
 _SAMPLE = 1 << 17
@@ -24,12 +24,6 @@ _PER_CODEWORD = 64
 _BLOCK_ROWS = 1 << 18
 _SAFE_EXPONENT = 40
 MOST_BITS = 16
-
-
-class PackedCodes(PackedInts):
-    """`PackedInts` that are codes of rows."""
-
-    memory_parts: ClassVar[dict[str, str]] = {"words": "codes"}
 
 
 class ProductRows(Part):
@@ -136,7 +130,7 @@ def codebook_size(table: Tensor, bits: int, parts: int, books: int) -> int:
     return size if 4 * words + 4 * size * width * books < 4 * rows * width else 0
 
 
-def empty_codes(table: Tensor, size: int, parts: int) -> PackedInts:
+def empty_codes(table: Tensor, size: int, parts: int) -> PackedCodes:
     """Return codes below ``size``, so many a row."""
     return PackedCodes.empty([table.shape[0] * parts], [(size - 1).bit_length()], table.device)
 

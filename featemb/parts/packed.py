@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from featemb.parts.base import Part
 _WORD = 32
 _MASK = (1 << _WORD) - 1
 _MOST_BITS = 31
+
+P = TypeVar("P", bound="PackedInts")
 
 
 class PackedInts(Part):
@@ -36,8 +38,8 @@ class PackedInts(Part):
 
     @classmethod
     def empty(
-        cls, counts: Sequence[int], bits: Sequence[int], device: torch.device | str
-    ) -> PackedInts:
+        cls: type[P], counts: Sequence[int], bits: Sequence[int], device: torch.device | str
+    ) -> P:
         """Return groups of ``counts[g]`` integers of ``bits[g]`` bits, all 0."""
         if not all(0 <= one <= _MOST_BITS for one in bits):
             raise ValueError(f"bits must be 0 to {_MOST_BITS}, got {tuple(bits)}")
@@ -92,3 +94,9 @@ class PackedInts(Part):
 
     def _word(self, place: Tensor) -> Tensor:
         return self.words[place].long()
+
+
+class PackedCodes(PackedInts):
+    """`PackedInts` that are codes of rows."""
+
+    memory_parts: ClassVar[dict[str, str]] = {"words": "codes"}
