@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featemb import check, optim, staging
 from featemb.build import embedding
+from featemb.compress import compress
 from featemb.config import names as _names
 from featemb.errors import (
     BudgetError,
@@ -61,6 +62,7 @@ __all__ = [
     "Stage",
     "check",
     "codecs",
+    "compress",
     "embedding",
     "fit",
     "load",
