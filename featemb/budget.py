@@ -51,11 +51,20 @@ def parse_bytes(size: int | str) -> int:
 def build_spec(
     spec: Spec, schema: Schema, dim: int, seed: int = 0, device: torch.device = _META
 ) -> FeatureEmbedding:
-    """Make the layer of a spec as it stands."""
+    """Make the layer of a spec as it stands.
+
+    Raises:
+        ConfigError: the rows of the first method cannot be stored by the second one.
+    """
     context = BuildContext(schema, dim, seed, device, inner=spec.inner)
     if spec.codec is not None:
         context = replace(context, codec=spec.codec)
     layer = spec.method.build(context)
+    if spec.inner and not layer.stored():
+        raise ConfigError(
+            f"{spec}: {spec.method.name} makes its rows itself; another method can store those that "
+            "come from BuildContext.rows"
+        )
     if not all(one.smooth for one in layer.stored()):
         layer.smooth = False  # type: ignore[misc]  # hides the default
     return layer
