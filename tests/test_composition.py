@@ -21,6 +21,7 @@ SMALL = {
     "cafe": "cafe(rows=70, threshold=3.0)",
     "deeplight": "deeplight(ramp=30, every=2)",
     "dhe": "dhe(width=8, hashes=32, layers=2)",
+    "mec": "mec(cutoff=0)",
     "optembed": "optembed(generations=3)",
     "tt": "tt(rank=2)",
 }

@@ -67,7 +67,7 @@ class MEC(MethodConfig):
         parts: M, see above.
         cutoff: most ids of a feature that stays whole whatever its bytes.
         weights: weight of an id in the k-means: its "counts"; their logarithm to base 2, rounded
-            down, as in the paper ("log"), at least 1; or the same for all ("none").
+            down, as in the paper ("log"), at least 1; or the same for all ("equal").
         start: codewords start at the "centroids" of the rows that they replace, or at new "initial"
             values.
         rewind: whether the network goes back to its start before ``retrain``.
@@ -93,8 +93,8 @@ class MEC(MethodConfig):
         super().__post_init__()
         self.require("parts", "at least 1", self.parts >= 1)
         self.require("cutoff", "at least 0", self.cutoff >= 0)
-        known = self.weights in ("counts", "log", "none")
-        self.require("weights", "'counts', 'log' or 'none'", known)
+        known = self.weights in ("counts", "log", "equal")
+        self.require("weights", "'counts', 'log' or 'equal'", known)
         known = self.start in ("centroids", "initial")
         self.require("start", "'centroids' or 'initial'", known)
 
@@ -223,7 +223,7 @@ class MECEmbedding(PartsEmbedding):
     def _weights(self, number: int) -> Tensor | None:
         """Return the weights of a feature's ids float64 ``[n]``, or None for equal ones."""
         counts = self.schema.features[number].counts
-        if counts is None or self.config.weights == "none":
+        if counts is None or self.config.weights == "equal":
             return None
         weights = torch.tensor(counts, dtype=torch.float64)
         return weights if self.config.weights == "counts" else weights.log2().floor().clamp(min=1)
