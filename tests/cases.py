@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "full": ("full", "full+int8"),
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
     "lowdim": ("lowdim", "lowdim(width=3)+int8"),
+    "lsq": ("lsq", "lsq(bits=4)", "lsq(bits=2, offset=true)", "hash+lsq(bits=4)"),
     "magnitude": (
         "magnitude",
         "magnitude(unit=rows, kept=60)+int8",
