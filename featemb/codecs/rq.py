@@ -125,16 +125,18 @@ def fitted(
     """Return codebooks ``[S, K, C]`` for points ``[N, C]`` of weights ``[N]``."""
     mass = positive(weights, points)
     books = points.new_empty(0, size, points.shape[1])
-    residual = points
+    residual, codes = points, torch.empty(0)
     for _ in range(stages):
         book = k_means(residual, size, mass, generator)
         books = torch.cat([books, book[None]])
-        residual = points - _summed(searched(points, books, beam), books)
+        codes = searched(points, books, beam)
+        residual = points - _summed(codes, books)
     best = (_error(residual, mass), books)
     for _ in range(_ROUNDS):
-        books = _refitted(points, searched(points, books, beam), books, mass)
-        residual = points - _summed(searched(points, books, beam), books)
-        best = min(best, (_error(residual, mass), books), key=lambda one: one[0])
+        books = _refitted(points, codes, books, mass)
+        codes = searched(points, books, beam)
+        error = _error(points - _summed(codes, books), mass)
+        best = min(best, (error, books), key=lambda one: one[0])
     return best[1]
 
 
