@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "mec": (
         "mec(cutoff=10, codewords=5)",
-        "mec(cutoff=3, codewords=7, parts=3, start=initial, rewind=true, weights=log)",
+        "mec(cutoff=3, codewords=7, parts=3, start=initial, rewind=true, weights=counts)",
         "mec(cutoff=10)",
     ),
     "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),

@@ -66,8 +66,9 @@ class MEC(MethodConfig):
         codewords: K; None takes 256.
         parts: M, see above.
         cutoff: most ids of a feature that stays whole whatever its bytes.
-        weights: weight of an id in the k-means: its "counts"; their logarithm to base 2, rounded
-            down, as in the paper ("log"), at least 1; or the same for all ("equal").
+        weights: weight of an id in the k-means: the logarithm of its count to base 2, rounded down
+            and at least 1, as in the published code ("log"); its count ("counts"); or the same for
+            all ("equal").
         start: codewords start at the "centroids" of the rows that they replace, or at new "initial"
             values.
         rewind: whether the network goes back to its start before ``retrain``.
@@ -83,7 +84,7 @@ class MEC(MethodConfig):
     codewords: int | None = None
     parts: int = 4
     cutoff: int = 100
-    weights: str = "counts"
+    weights: str = "log"
     start: str = "centroids"
     rewind: bool = False
     init: float = 0.05
