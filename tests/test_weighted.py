@@ -146,6 +146,15 @@ def test_an_address_on_an_address() -> None:
     assert spy.seen[0][1].tolist() == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("inner", ["lowdim(width=3)", "magnitude(unit=rows, kept=30)"])
+def test_stored_rows_have_the_counts_of_those_who_read_them(inner: str) -> None:
+    layer, ((table, weights),) = spied(f"hash(rows=40)+{inner}")
+    wanted = torch.tensor(brute(layer.source.address, 40), dtype=torch.float64)
+    if len(table) == 30:
+        wanted = wanted[layer.stored()[0].chosen()[:, 0]]
+    assert weights.tolist() == pytest.approx(wanted.tolist())
+
+
 def test_nothing_is_counted_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(schema: fe.Schema) -> None:
         raise AssertionError("counts were asked for")
