@@ -146,6 +146,17 @@ def hot_start(feature: Feature, size: int) -> int | None:
     return profile.start
 
 
+def first_place(feature: Feature) -> int | None:
+    """Place of id 0 among a feature's ids by falling counts, if the others are in order, else None.
+
+    Id 0 may be an unknown slot of any count.
+    """
+    if feature.counts is None or feature.cardinality == 1:
+        return 0
+    profile = _profile(feature)
+    return None if profile.start is None else profile.first_rank
+
+
 def expected_counts(schema: Schema) -> npt.NDArray[np.float64]:
     """Return how often each id of all features occurs, ``[N]``; its scale is of no meaning.
 

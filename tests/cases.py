@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "full": ("full", "full+int8"),
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
     "lowdim": ("lowdim", "lowdim(width=3)+int8"),
-    "lsq": ("lsq", "lsq(bits=4)", "lsq(bits=2, offset=true)", "hash+lsq(bits=4)"),
+    "lsq": ("lsq", "lsq(bits=4)", "lsq(bits=2, offset=true)", "lsq(bits=2)"),
     "magnitude": (
         "magnitude",
         "magnitude(unit=rows, kept=60)+int8",
@@ -66,6 +66,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "mec(cutoff=10)",
     ),
     "memcom": ("memcom", "memcom(bias=true, rows=30)+int8"),
+    "mpe": (
+        "mpe",
+        "mpe(mode=faithful, strength=0.01)",
+        "mpe(groups=2, bits=3, limit=700, retrain=continue)",
+    ),
     "multi_hash": (
         "multi_hash",
         "multi_hash(combine=concat, rows=90)+int8",
