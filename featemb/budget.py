@@ -62,8 +62,8 @@ def build_spec(
     layer = spec.method.build(context)
     if spec.inner and not layer.stored():
         raise ConfigError(
-            f"{spec}: {spec.method.name} makes its rows itself; another method can store those that "
-            "come from BuildContext.rows"
+            f"{spec}: {spec.method.name} makes its rows itself; another method can only store "
+            "rows of BuildContext.rows"
         )
     if not all(one.smooth for one in layer.stored()):
         layer.smooth = False  # type: ignore[misc]  # hides the default
