@@ -78,7 +78,7 @@ def test_bytes_are_packed_codes_and_one_step(bits: int, width: int) -> None:
 
 def test_served_numbers_are_multiples_of_the_step() -> None:
     layer = fe.embedding(SINGLE, "lsq(bits=4)", dim=8)
-    step = float(layer.source.rows.step)
+    step = float(layer.source.rows.step.detach())
     codes = layer.freeze()(single_ids()) / step
     assert torch.allclose(codes, codes.round(), atol=1e-4)
     assert codes.min() >= -8
