@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -18,6 +17,9 @@ def _signed(value: int) -> int:
     """Two's complement of an unsigned 64-bit number: tensors are int64."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)  # the odd increment of SplitMix64's counter
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -47,5 +49,5 @@ def mix64_int(x: int) -> int:
 
 def salts(seed: Tensor, count: int) -> Tensor:
     """Return ``count`` salts int64 ``[count]`` of a seed (int64 scalar): hashes of a counter."""
-    start = mix64(seed + _signed(_GOLDEN))
+    start = mix64(seed + GOLDEN)
     return mix64(start + torch.arange(1, count + 1, device=seed.device))

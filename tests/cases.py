@@ -50,6 +50,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "hash": ("hash", "hash(power=1.0, rows=60)+int4"),
     "lowdim": ("lowdim", "lowdim(width=3)+int8"),
     "lsq": ("lsq", "lsq(bits=4)", "lsq(bits=2, offset=true)", "lsq(bits=2)"),
+    "lowprec": (
+        "lowprec",
+        "lowprec(rows=int16, optimizer=adam)",
+        "lowprec(rows=fp16, optimizer=sgd)",
+        "lowprec(rows=bf16)",
+    ),
     "magnitude": (
         "magnitude",
         "magnitude(unit=rows, kept=60)+int8",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from featemb.optim.lazy import Params, check_settings
+from featemb.quantized import refuse_handles
 from featemb.rows import claim
 
 
@@ -45,5 +46,6 @@ class DenseAdam(torch.optim.Adam):
         """Add parameters (the constructor does so too); tables among them get dense gradients."""
         check_settings(param_group)
         super().add_param_group(param_group)
+        refuse_handles(self.param_groups[-1]["params"], "DenseAdam")
         for parameter in self.param_groups[-1]["params"]:
             claim(parameter, self, row_gradients=False)

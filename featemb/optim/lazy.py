@@ -11,6 +11,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from featemb.errors import ConfigError
+from featemb.quantized import read_rows, update_rows
 from featemb.rows import claim, gather_rows, touched_rows, write_rows
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -28,6 +29,14 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for beta in settings.get("betas", ()):
         if not 0 <= beta < 1:
             raise ConfigError(f"betas must be >= 0 and < 1, got {settings['betas']!r}")
+
+
+def _zeros(parameter: Tensor, width: int | None = None) -> Tensor:
+    """Zeros for a parameter's state: of its shape, or ``width`` numbers a row."""
+    if width is None and parameter.layout == torch.strided:
+        return torch.zeros_like(parameter)
+    shape = tuple(parameter.shape) if width is None else (parameter.shape[0], width)
+    return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
 
 
 class _RowOptimizer(torch.optim.Optimizer):
@@ -114,16 +123,18 @@ class RowAdam(_RowOptimizer):
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["exp_avg"] = _zeros(parameter)
+            state["exp_avg_sq"] = _zeros(parameter)
         return state
 
     def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self._moments(table)
-        whole = (table, state["exp_avg"], state["exp_avg_sq"])
-        weight, exp_avg, exp_avg_sq = (gather_rows(part, rows) for part in whole)
+        whole = (state["exp_avg"], state["exp_avg_sq"])
+        exp_avg, exp_avg_sq = (gather_rows(part, rows) for part in whole)
+        weight = read_rows(table, rows)
         self._adam([weight], [grad], [exp_avg], [exp_avg_sq], [state["step"]], group)
-        for part, new in zip(whole, (weight, exp_avg, exp_avg_sq), strict=True):
+        update_rows(table, rows, weight, grad)
+        for part, new in zip(whole, (exp_avg, exp_avg_sq), strict=True):
             write_rows(part, rows, new)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -195,17 +206,15 @@ class RowAdagrad(_RowOptimizer):
     def _accumulator(self, parameter: Tensor, rowwise: bool) -> Tensor:
         state = self.state[parameter]
         if not state:
-            one_a_row = rowwise and parameter.dim() == 2
-            shape = (parameter.shape[0], 1) if one_a_row else tuple(parameter.shape)
-            state["sum"] = parameter.new_zeros(shape)
+            state["sum"] = _zeros(parameter, 1 if rowwise and parameter.dim() == 2 else None)
         accumulator: Tensor = state["sum"]
         return accumulator
 
     def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         whole = self._accumulator(table, group["rowwise"])
-        weight, total = gather_rows(table, rows), gather_rows(whole, rows)
+        weight, total = read_rows(table, rows), gather_rows(whole, rows)
         self._adagrad(weight, grad, total, group)
-        write_rows(table, rows, weight)
+        update_rows(table, rows, weight, grad)
         write_rows(whole, rows, total)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -236,9 +245,9 @@ class RowSGD(_RowOptimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def _step_rows(self, table: Tensor, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        weight = gather_rows(table, rows)
+        weight = read_rows(table, rows)
         self._sgd(weight, grad, group)
-        write_rows(table, rows, weight)
+        update_rows(table, rows, weight, grad)
 
     def _step_dense(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
