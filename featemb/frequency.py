@@ -169,6 +169,25 @@ def expected_counts(schema: Schema) -> npt.NDArray[np.float64]:
     return np.concatenate([1 / (np.arange(1, n + 1) * _mass(n)) for n in cardinalities])
 
 
+def cumulative_counts(schema: Schema, places: Ids) -> npt.NDArray[np.float64]:
+    """Return how often the first ids of each feature occur, ids in the order of `first_place`.
+
+    Args:
+        schema: the features; where one has no counts, Zipf's law decides for all.
+        places: int64 ``[F, K]``: numbers of ids.
+    """
+    if any(feature.counts is None for feature in schema.features):
+        harmonic = np.log(np.maximum(places, 1)) + _GAMMA + 1 / (2 * np.maximum(places, 1))
+        return np.where(places > 0, harmonic, 0.0) / [[_mass(n)] for n in schema.cardinalities]
+    found = []
+    for feature, own in zip(schema.features, places, strict=True):
+        counts = np.asarray(feature.counts)
+        first = first_place(feature) or 0
+        ordered = np.concatenate([counts[1 : first + 1], counts[:1], counts[first + 1 :]])
+        found.append(np.concatenate([[0], ordered.cumsum()])[own])
+    return np.stack(found).astype(np.float64)
+
+
 def _mass(n: int) -> float:
     """The n-th harmonic number."""
     return float(np.log(n) + _GAMMA + 1 / (2 * n))

@@ -20,7 +20,7 @@ from featemb.bitwidths import fit_bits
 from featemb.check.case import SINGLE, LinearReader, single_ids, task
 from featemb.methods.mpe import MPEEmbedding
 from featemb.parts.mixed import group_bytes, group_sizes
-from featemb.ranking import group_shares, ranked_address
+from featemb.ranking import Ranking
 
 
 def layer_of(text: str, schema: fe.Schema = SINGLE, dim: int = 8) -> MPEEmbedding:
@@ -102,7 +102,8 @@ def test_groups_are_those_of_falling_counts() -> None:
     }
     schema = fe.Schema(fe.Feature(name, len(one), counts=one) for name, one in counts.items())
     size = 50
-    address = ranked_address(schema, size, torch.device("cpu"))
+    ranking = Ranking.of(schema, size)
+    address = ranking.address(torch.device("cpu"))
     every = [(f, x) for f, one in enumerate(counts.values()) for x in range(len(one))]
     feature, ids = (torch.tensor(column) for column in zip(*every, strict=True))
     rows = address(ids, feature)[:, 0]
@@ -111,7 +112,7 @@ def test_groups_are_those_of_falling_counts() -> None:
     group = (rows // size).numpy()
     for g in range(group.max()):
         assert flat[group == g].min() >= flat[group == g + 1].max()
-    shares = group_shares(schema, size)
+    shares = ranking.shares()
     wanted = [flat[group == g].sum() / flat.sum() for g in range(group.max() + 1)]
     assert np.allclose(shares, wanted)
 
@@ -120,7 +121,7 @@ def test_ids_in_any_order_get_a_stored_permutation() -> None:
     counts = np.random.default_rng(1).permutation(200)
     schema = fe.Schema([fe.Feature("a", 200, counts=counts), fe.Feature("b", 3)])
     schema = schema.with_counts({"b": [5, 9, 1]})
-    address = ranked_address(schema, 64, torch.device("cpu"))
+    address = Ranking.of(schema, 64).address(torch.device("cpu"))
     rows = address(torch.arange(200), torch.zeros(200, dtype=torch.int64))[:, 0]
     assert (np.diff(counts[rows.argsort().numpy()]) <= 0).all()
     stored = sum(one.numel() * one.element_size() for one in address.buffers())

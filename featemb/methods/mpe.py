@@ -18,7 +18,7 @@ from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.memory import module_bytes
 from featemb.parts import Concat, Lookup
 from featemb.parts.mixed import MixedRows, group_sizes
-from featemb.ranking import group_shares, ranked_address
+from featemb.ranking import Ranking
 from featemb.stage import Stage
 from featemb.staging import StagedEmbedding
 
@@ -136,10 +136,11 @@ class MPEEmbedding(StagedEmbedding):
             first=tuple(max(init, 1e-8) / 2 ** (bit / 2) for bit in range(config.bits)),
             temperature=tau,
         )
-        address = ranked_address(schema, size, device)
+        ranking = Ranking.of(schema, size)
+        address = ranking.address(device)
         super().__init__(context, config, Lookup(address=address, rows=mixed, combine=Concat()))
         self.sizes, self.init = sizes, init
-        shares = group_shares(schema, size)
+        shares = ranking.shares()
         self.register_buffer("shares", shares.to(device), persistent=False)
         self.register_buffer("pressure", torch.tensor(self._start_pressure(), device=device))
         self._shares = shares.tolist()
