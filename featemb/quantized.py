@@ -22,7 +22,7 @@ from featemb.codecs.floats import FloatRows
 from featemb.errors import ConfigError, DataError, RunError
 from featemb.hashing import mix64_int
 from featemb.parts.base import Part
-from featemb.parts.stepped import SteppedRows
+from featemb.parts.stepped import SteppedRows, signed
 from featemb.rounding import round_randomly, to_bfloat16, to_float16, uniforms
 from featemb.rows import distinct_rows, gather_rows, sum_groups, write_rows
 
@@ -90,9 +90,15 @@ class QuantizedTable(nn.Module):
         self.register_buffer("draws", torch.tensor([key, 0], device=device))
         self.handle = _handle((self.num_rows, self.width), torch.empty(0, device=device))
         self._bind()
-        for at in range(0, 0 if weight.is_meta else self.num_rows, _CHUNK):
+        if not weight.is_meta:
+            self._store_all(weight)
+
+    @torch.no_grad()
+    def _store_all(self, weight: Tensor) -> None:
+        for at in range(0, self.num_rows, _CHUNK):
             part = weight[at : at + _CHUNK]
-            self.store(torch.arange(at, at + len(part), device=device), part)
+            self._store(torch.arange(at, at + len(part), device=weight.device), part)
+        self.draws[1] += 1
 
     def forward(self, rows: Tensor) -> Tensor:
         """Gather rows as fp32; int64 of any shape ``[...]`` gives ``[..., C]``.
@@ -108,24 +114,21 @@ class QuantizedTable(nn.Module):
 
     def read(self, rows: Tensor) -> Tensor:
         """Return rows int64 ``[N]`` as fp32 ``[N, C]``, without a gradient."""
-        return self.part()(rows)  # type: ignore[no-any-return]
+        if self.format in FLOATS:
+            return gather_rows(self.codes.view(FLOATS[self.format]), rows).float()
+        codes = self.codes.index_select(0, rows)
+        return self.steps(rows) * signed(codes, INTEGERS[self.format], self.width)
 
     @torch.no_grad()
     def write(self, rows: Tensor, weight: Tensor, grad: Tensor) -> None:
-        """Take updated rows; what an optimizer calls.
+        """Take updated rows, and round them at random; what an optimizer calls.
+
+        Numbers beyond the range of the format become its extremes.
 
         Args:
             rows: distinct rows int64 ``[U]``.
             weight: fp32 ``[U, C]``, their new values.
             grad: fp32 ``[U, C]``, the gradients that moved them.
-        """
-        self.store(rows, weight)
-
-    @torch.no_grad()
-    def store(self, rows: Tensor, weight: Tensor) -> None:
-        """Round distinct rows int64 ``[U]`` at random, and store them.
-
-        Numbers beyond the range of the format become its extremes.
 
         Raises:
             DataError: a number is not finite.
@@ -134,8 +137,15 @@ class QuantizedTable(nn.Module):
         if not finite.all():
             row = int(rows[~finite][0])
             raise DataError(f"row {row} is not finite after an update: lower the learning rate")
-        uniform = uniforms(self.draws, rows, self.width)
+        self.adapt(rows, weight, grad)
+        self._store(rows, weight)
         self.draws[1] += 1
+
+    def adapt(self, rows: Tensor, weight: Tensor, grad: Tensor) -> None:
+        """Move the steps before rows are rounded; the arguments are those of `write`."""
+
+    def _store(self, rows: Tensor, weight: Tensor) -> None:
+        uniform = uniforms(self.draws, rows, self.width)
         write_rows(self.codes, rows, self._coded(rows, weight, uniform))
 
     def _coded(self, rows: Tensor, weight: Tensor, uniform: Tensor) -> Tensor:
@@ -150,21 +160,18 @@ class QuantizedTable(nn.Module):
         """Return the steps of rows: ``[U, 1]``, or ``[1, 1]`` where all have one."""
         return self.step if self.step.shape[0] == 1 else self.step.index_select(0, rows)
 
-    def part(self) -> Part:
-        """Return the rows as the part that serves them, on the table's own tensors."""
+    def frozen(self, codec: Codec) -> Part:
+        """Return the rows as they are, whatever the codec."""
+        codes = self.codes.clone()
         if self.format in FLOATS:
-            return FloatRows(weight=self.codes.view(FLOATS[self.format]))
+            return FloatRows(weight=codes.view(FLOATS[self.format]))
         return SteppedRows(
-            codes=self.codes,
-            step=self.step,
+            codes=codes,
+            step=self.step.clone(),
             offset=self.step.new_empty(0),
             bits=INTEGERS[self.format],
             width=self.width,
         )
-
-    def frozen(self, codec: Codec) -> Part:
-        """Return the rows as they are, whatever the codec."""
-        return self.part().frozen(codec)
 
     def extra_repr(self) -> str:
         """Shape and format, for printing."""

@@ -13,6 +13,11 @@ CASES: dict[str, tuple[str, ...]] = {
         "adaembed(every=2, score=frequency, share=0.5)",
     ),
     "adapt": ("adapt", "adapt(hot_share=0.2, rows=40)+int8"),
+    "alpt": (
+        "alpt",
+        "alpt(bits=16, grain=table, optimizer=adam)",
+        "alpt(grain=feature, step_optimizer=sgd, step_lr=0.01)",
+    ),
     "autodim": (
         "autodim",
         "autodim(limit=2500, start=inherit, rate=0.01)",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from featemb.config import register
-from featemb.layer import Axis, BuildContext, MethodConfig, RowEmbedding
+from featemb.layer import Axis, BuildContext, FeatureEmbedding, MethodConfig, RowEmbedding
 from featemb.parts import Concat, OffsetAddress
 from featemb.quantized import FLOATS, INTEGERS, QuantizedTable
 
@@ -88,6 +88,10 @@ class LowPrecisionEmbedding(RowEmbedding):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """One group, of the configured optimizer."""
-        group = {"params": self.own_parameters(), "lr": lr * self.config.rate}
-        group["optimizer"] = f"row_{self.config.optimizer}"
-        return [group | ({"rowwise": True} if self.config.optimizer == "adagrad" else {})]
+        return [row_group(self, self.config.optimizer, lr * self.config.rate)]
+
+
+def row_group(layer: FeatureEmbedding, optimizer: str, lr: float) -> dict[str, Any]:
+    """Group of all parameters of a layer, for one of `OPTIMIZERS`."""
+    group = {"params": layer.own_parameters(), "lr": lr, "optimizer": f"row_{optimizer}"}
+    return group | ({"rowwise": True} if optimizer == "adagrad" else {})

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from featemb.codecs.integers import unpack
 from featemb.parts.base import Part
+
+
+def signed(codes: Tensor, bits: int, width: int) -> Tensor:
+    """Unpack codes of `SteppedRows` to their signed integers, fp32 ``[N, width]``."""
+    if bits == 16:
+        return codes.float()
+    numbers: Tensor = unpack(codes, bits, width).float() - 2 ** (bits - 1)
+    return numbers
 
 
 class SteppedRows(Part):
@@ -36,13 +45,30 @@ class SteppedRows(Part):
     def forward(self, rows: Tensor) -> Tensor:
         """Gather and de-quantise rows."""
         flat = rows.reshape(-1)
-        step = self.step if self.step.shape[0] == 1 else self.step.index_select(0, flat)
         codes = self.codes.index_select(0, flat)
-        if self.bits == 16:
-            signed = codes.float()
-        else:
-            signed = unpack(codes, self.bits, self.width).float() - 2 ** (self.bits - 1)
-        vectors = step * signed
+        vectors = self._steps(flat) * signed(codes, self.bits, self.width)
         if self.offset.shape[0]:
             vectors = vectors + self.offset
         return vectors.view(*rows.shape, self.width)
+
+    def _steps(self, rows: Tensor) -> Tensor:
+        return self.step if self.step.shape[0] == 1 else self.step.index_select(0, rows)
+
+
+class GroupSteppedRows(SteppedRows):
+    """`SteppedRows` with a step for each group of consecutive rows.
+
+    Attributes:
+        step: fp32 ``[G, 1]``.
+        starts: first row of each group, ascending from 0.
+    """
+
+    starts: tuple[int, ...]
+
+    def _steps(self, rows: Tensor) -> Tensor:
+        return self.step.index_select(0, group_of(rows, self.starts))
+
+
+def group_of(rows: Tensor, starts: tuple[int, ...]) -> Tensor:
+    """Number of the group that each row int64 ``[N]`` is in, for the groups' first rows."""
+    return torch.bucketize(rows, torch.tensor(starts[1:], device=rows.device), right=True)
