@@ -115,7 +115,7 @@ class QuantizedTable(nn.Module):
     def read(self, rows: Tensor) -> Tensor:
         """Return rows int64 ``[N]`` as fp32 ``[N, C]``, without a gradient."""
         if self.format in FLOATS:
-            return gather_rows(self.codes.view(FLOATS[self.format]), rows).float()
+            return gather_rows(self.codes.view(FLOATS[self.format]), rows).to(self.handle.dtype)
         codes = self.codes.index_select(0, rows)
         return self.steps(rows) * signed(codes, INTEGERS[self.format], self.width)
 

@@ -89,11 +89,12 @@ class ALPTEmbedding(RowEmbedding):
 
     def __init__(self, context: BuildContext, config: ALPT) -> None:
         cardinalities = context.schema.cardinalities
+        init = config.init if context.init is None else context.init
         weight = context.table(sum(cardinalities), context.dim, config.init).weight.detach()
         starts = tuple(accumulate((0, *cardinalities[:-1])))
         by_feature = config.grain == "feature" and len(starts) > 1
         groups = {"row": sum(cardinalities), "feature": len(starts), "table": 1}[config.grain]
-        first = config.reach / 2 ** (config.bits - 1)
+        first = max(config.reach, init) / 2 ** (config.bits - 1)
         rows = AdaptiveTable(
             weight,
             f"int{config.bits}",

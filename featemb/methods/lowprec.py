@@ -78,10 +78,11 @@ class LowPrecisionEmbedding(RowEmbedding):
 
     def __init__(self, context: BuildContext, config: LowPrecision) -> None:
         cardinalities = context.schema.cardinalities
+        init = config.init if context.init is None else context.init
         weight = context.table(sum(cardinalities), context.dim, config.init).weight.detach()
         bits = INTEGERS.get(config.rows, 0)
         shape = (1, 1) if bits else (0,)
-        step = torch.full(shape, config.reach / 2 ** max(0, bits - 1), device=context.device)
+        step = torch.full(shape, max(config.reach, init) / 2 ** max(0, bits - 1), device=context.device)
         rows = QuantizedTable(weight, config.rows, step, context.seed)
         address = OffsetAddress.of(cardinalities)
         super().__init__(context, config, address=address, rows=rows, combine=Concat())
