@@ -38,7 +38,7 @@ class LowPrecision(MethodConfig):
 
     Attributes:
         rows: "int8", "int16", "fp16" or "bf16".
-        reach: largest magnitude that integers hold; numbers beyond become it.
+        reach: largest magnitude that integers hold, ``init`` at least; numbers beyond become it.
         optimizer: "adagrad" (one accumulator a row), "adam" or "sgd"; each touches the rows of the
             batch alone.
         rate: learning rate of the rows, as a multiple of the run's.
@@ -82,7 +82,8 @@ class LowPrecisionEmbedding(RowEmbedding):
         weight = context.table(sum(cardinalities), context.dim, config.init).weight.detach()
         bits = INTEGERS.get(config.rows, 0)
         shape = (1, 1) if bits else (0,)
-        step = torch.full(shape, max(config.reach, init) / 2 ** max(0, bits - 1), device=context.device)
+        size = max(config.reach, init) / 2 ** max(0, bits - 1)
+        step = torch.full(shape, size, device=context.device)
         rows = QuantizedTable(weight, config.rows, step, context.seed)
         address = OffsetAddress.of(cardinalities)
         super().__init__(context, config, address=address, rows=rows, combine=Concat())
