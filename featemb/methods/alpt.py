@@ -42,8 +42,8 @@ class ALPT(MethodConfig):
     Attributes:
         bits: b: 8 or 16.
         grain: what has one step: "row", "feature" or "table".
-        reach: the initial steps are ``reach / 2^(b-1)``: the rows may grow to this magnitude, ``init``
-            at least, before their steps must.
+        reach: the initial steps are ``reach / 2^(b-1)``: the rows may grow to this magnitude,
+            ``init`` at least, before their steps must.
         step_lr: learning rate of the steps; the run's has no part in it.
         step_optimizer: "adam" or "sgd".
         optimizer: of the rows: "adagrad" (one accumulator a row), "adam" or "sgd".
