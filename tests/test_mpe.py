@@ -72,12 +72,21 @@ def test_the_penalty_weighs_rare_groups_most() -> None:
     with torch.no_grad():
         layer.mixed.logits.normal_(0, 0.001)
     share = torch.softmax(layer.mixed.logits.detach() / 0.003, 1)
-    counts = layer.shares
+    counts = Ranking.of(SINGLE, layer.mixed.size).shares()
     wanted = sum(
         float(0.5 * (counts.min() / counts[g]) * (share[g] * torch.arange(7)).sum())
         for g in range(len(counts))
     )
     assert float(layer.penalty().detach()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_groups_that_are_never_read_leave_the_penalty_of_others_alone() -> None:
+    counts = np.concatenate([np.repeat([40, 20, 10], 64), np.zeros(128, dtype=np.int64)])
+    schema = fe.Schema([fe.Feature("a", len(counts), counts=counts)])
+    layer = layer_of("mpe(mode=faithful, strength=1.0, groups=5)", schema)
+    layer.penalty().backward()
+    pull = layer.mixed.logits.grad.abs().sum(1)
+    assert torch.allclose(pull / pull[-1], torch.tensor([0.25, 0.5, 1.0, 1.0, 1.0]))
 
 
 def test_the_decision_is_the_largest_likely_width() -> None:

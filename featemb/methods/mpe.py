@@ -108,15 +108,15 @@ class MPEEmbedding(StagedEmbedding):
 
     Attributes:
         pressure: fp32 scalar, the strength of the penalty as it is adapted.
-        shares: fp32 ``[G]``, share of the lookups of each group, from the schema.
+        rarity: fp32 ``[G]``, cnt_min / cnt_g, from the schema.
     """
 
     smooth = False
     architecture = ("source.rows.bits",)
-    memory_parts: ClassVar[dict[str, str]] = {"pressure": "counters", "shares": "counters"}
+    memory_parts: ClassVar[dict[str, str]] = {"pressure": "counters", "rarity": "counters"}
     config: MPE
     pressure: Tensor
-    shares: Tensor
+    rarity: Tensor
 
     def __init__(self, context: BuildContext, config: MPE) -> None:
         schema, device, dim = context.schema, context.device, context.dim
@@ -141,7 +141,7 @@ class MPEEmbedding(StagedEmbedding):
         super().__init__(context, config, Lookup(address=address, rows=mixed, combine=Concat()))
         self.sizes, self.init = sizes, init
         shares = ranking.shares()
-        self.register_buffer("shares", shares.to(device), persistent=False)
+        self.register_buffer("rarity", _rarity(shares).to(device), persistent=False)
         self.register_buffer("pressure", torch.tensor(self._start_pressure(), device=device))
         self._shares = shares.tolist()
         self._set(self._first_bits())
@@ -266,9 +266,7 @@ class MPEEmbedding(StagedEmbedding):
             return super().penalty()
         share = self.mixed.probabilities()
         expected = share @ torch.arange(share.shape[1], device=share.device, dtype=share.dtype)
-        rare = (self.shares.clamp(min=1e-12).reciprocal()).to(share.dtype)
-        weight = rare / rare.max()
-        total: Tensor = self.pressure.to(share.dtype) * (weight * expected).sum()
+        total: Tensor = self.pressure.to(share.dtype) * (self.rarity * expected).sum()
         return total
 
     @torch.no_grad()
@@ -288,3 +286,11 @@ class MPEEmbedding(StagedEmbedding):
         if self.training and not self.settled and self.stage:
             self.decide()
         return super()._freeze(codec)
+
+
+def _rarity(shares: Tensor) -> Tensor:
+    """Return ``cnt_min / cnt_g`` of groups; one that is never read is like the rarest that is."""
+    read = shares[shares > 0]
+    least = read.amin() if len(read) else shares.new_ones(())
+    rare = shares.clamp(min=least).reciprocal()
+    return rare / rare.max()
