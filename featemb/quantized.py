@@ -133,10 +133,7 @@ class QuantizedTable(nn.Module):
         Raises:
             DataError: a number is not finite.
         """
-        finite = torch.isfinite(weight).all(1)
-        if not finite.all():
-            row = int(rows[~finite][0])
-            raise DataError(f"row {row} is not finite after an update: lower the learning rate")
+        _check_finite(rows, weight)
         self.adapt(rows, weight, grad)
         self._store(rows, weight)
         self.draws[1] += 1
@@ -202,6 +199,15 @@ class QuantizedTable(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         full = {**state_dict, prefix + "handle": self.handle}
         super()._load_from_state_dict(full, prefix, *args)
+
+
+def _check_finite(rows: Tensor, weight: Tensor) -> None:
+    if torch.isfinite(weight.sum()):  # one pass; a sum of huge numbers may overflow, too
+        return
+    finite = torch.isfinite(weight).all(1)
+    if not finite.all():
+        row = int(rows[~finite][0])
+        raise DataError(f"row {row} is not finite after an update: lower the learning rate")
 
 
 def table_of(parameter: Tensor) -> QuantizedTable | None:

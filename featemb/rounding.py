@@ -13,7 +13,6 @@ from torch import Tensor
 
 from featemb.hashing import GOLDEN, mix64
 
-_HALF_OF_HASH = 32
 _FRACTION = 24
 _MANTISSA_LEFT = 13  # mantissa bits that fp32 has and fp16 has not
 _HALF_MAX = 65504.0
@@ -35,17 +34,15 @@ def uniforms(draws: Tensor, rows: Tensor, width: int) -> Tensor:
     pairs = (width + 1) // 2  # a 64-bit hash serves two elements
     start = mix64(mix64(draws[0]) + draws[1] * GOLDEN)
     place = rows[:, None] * pairs + torch.arange(pairs, device=rows.device)
-    hashed = mix64(start + place * GOLDEN)
-    low = hashed & ((1 << _FRACTION) - 1)
-    high = (hashed >> _HALF_OF_HASH) & ((1 << _FRACTION) - 1)
-    both = torch.stack((low, high), dim=2).view(len(rows), 2 * pairs)
-    return both[:, :width].float() * 2.0**-_FRACTION
+    halves = mix64(start + place * GOLDEN).view(torch.int32)  # low, then high half of each hash
+    return (halves & ((1 << _FRACTION) - 1))[:, :width].float().mul_(2.0**-_FRACTION)
 
 
 def round_randomly(x: Tensor, uniform: Tensor) -> Tensor:
     """Round to an integer: up with the probability of the fraction. Integers stay as they are."""
     floor = x.floor()
-    return floor + (uniform < x - floor)
+    # fraction - uniform is in (-1, 1): its ceiling is 1 where it is above 0
+    return floor.add_((x - floor).sub_(uniform).ceil_())
 
 
 def to_bfloat16(x: Tensor, uniform: Tensor) -> Tensor:
