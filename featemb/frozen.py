@@ -27,7 +27,7 @@ from featemb.memory import Memory, module_bytes
 from featemb.parts import Part, Source
 from featemb.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "featemb"
 
 

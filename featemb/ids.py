@@ -101,10 +101,14 @@ def _last_ids(schema: Schema, device: torch.device) -> Tensor:
 
 
 def _check_dense(ids: Tensor, schema: Schema) -> None:
-    wrong = (ids < 0) | (ids > _last_ids(schema, ids.device))
-    if wrong.any():
-        sample, feature = (int(i) for i in wrong.nonzero()[0])
-        raise _id_error(schema, feature, int(ids[sample, feature]), f"sample {sample}")
+    # one pass for the extremes is several times cheaper than comparing every id
+    low, high = ids.aminmax() if ids.shape[1] == 1 else ids.aminmax(dim=0)
+    last = _last_ids(schema, ids.device)
+    if bool(((low >= 0) & (high <= last)).all()):
+        return
+    wrong = (ids < 0) | (ids > last)
+    sample, feature = (int(i) for i in wrong.nonzero()[0])
+    raise _id_error(schema, feature, int(ids[sample, feature]), f"sample {sample}")
 
 
 def _id_error(schema: Schema, feature: int, value: int, where: str) -> IdError:

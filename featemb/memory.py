@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +60,14 @@ def module_bytes(module: nn.Module) -> dict[str, int]:
     """Bytes of a module's parameters and buffers by part; a shared tensor counts once.
 
     A module names the parts of its own tensors in a class attribute
-    ``memory_parts: dict[tensor name, part]``; others count under "parameters" and "buffers".
+    ``memory_parts: dict[tensor name, part]``; others count under "parameters" and "buffers". Where
+    parts share a tensor, ``memory_columns: dict[tensor name, dict[part, columns]]`` divides it.
     """
     parts: dict[str, int] = {}
     seen: set[int] = set()
     for owner in module.modules():
         names: Mapping[str, str] = getattr(owner, "memory_parts", {})
+        columns: Mapping[str, Mapping[str, int]] = getattr(owner, "memory_columns", {})
         for default, tensors in (
             ("parameters", owner.named_parameters(recurse=False)),
             ("buffers", owner.named_buffers(recurse=False)),
@@ -72,8 +75,18 @@ def module_bytes(module: nn.Module) -> dict[str, int]:
             for name, tensor in tensors:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
-                    _count(parts, names.get(name, default), tensor)
+                    for part, own in _divided(tensor, names.get(name, default), columns.get(name)):
+                        _count(parts, part, own)
     return parts
+
+
+def _divided(
+    tensor: Tensor, part: str, columns: Mapping[str, int] | None
+) -> list[tuple[str, Tensor]]:
+    if columns is None:
+        return [(part, tensor)]
+    ends = list(accumulate(columns.values()))
+    return list(zip(columns, tensor.tensor_split(ends[:-1], dim=-1), strict=True))
 
 
 def training_bytes(

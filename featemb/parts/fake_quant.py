@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from featemb.codecs.base import check_finite
-from featemb.codecs.integers import pack
+from featemb.kernels import pack
 from featemb.parts.base import Part
 from featemb.parts.stepped import SteppedRows
 

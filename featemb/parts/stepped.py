@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featemb.codecs.integers import unpack
+from featemb.kernels import unpack
 from featemb.parts.base import Part
 
 
