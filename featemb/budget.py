@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from featemb.schema import Schema
 from featemb.spec import Spec
 
 _RATIO_UNBOUNDED = 100  # of a composition whose full size is not known
+_HALVINGS = 5
 _META = torch.device("meta")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -152,16 +154,14 @@ class _Problem:
         return _with_knob(spec, number, getattr(method, str(method.knob)))
 
     def fit_smaller(self, spec: Spec, free: list[int]) -> Spec:
-        """Fit the last method behind the largest first one with which it gets small enough."""
+        """Fit the last method behind a first one that is about as large as lets it fit."""
         for number in free[1:-1]:
             spec = self.shrunk(spec, number)
         first = spec.methods[free[0]]
         found = self.fit(self.shrunk(spec, free[0]), free[-1])
-        if first.knob_in_bytes:
-            return found
-        low, high = first.smallest_knob(self.schema), getattr(first, str(first.knob))
-        while high - low > 1:
-            middle = (low + high) // 2
+        low, high = self._smallest(spec, free[0]), getattr(first, str(first.knob))
+        for _ in range(_HALVINGS):
+            middle = math.isqrt(low * high)
             try:
                 found, low = self.fit(_with_knob(spec, free[0], middle), free[-1]), middle
             except BudgetError:
@@ -170,30 +170,34 @@ class _Problem:
 
     def shrunk(self, spec: Spec, number: int) -> Spec:
         """Make a method as small as it can be."""
-        if spec.methods[number].knob_in_bytes:
-            return spec
         return _with_knob(spec, number, self._smallest(spec, number))
 
     def _size(self, spec: Spec) -> int:
         return serving_bytes(spec, self.schema, self.dim, self.seed)
 
     def _smallest(self, spec: Spec, number: int) -> int:
-        schema = self.schema
-        if number:
-            outside = spec.with_methods(spec.methods[: number + 1])
-            schema = _innermost(build_spec(outside, schema, self.dim)).schema
-        return spec.methods[number].smallest_knob(schema)
+        """Return the smallest size of a method, without those that store its rows."""
+        outside = spec.with_methods(spec.methods[: number + 1])
+        if not spec.methods[number].knob_in_bytes:
+            layer = build_spec(outside, self.schema, self.dim) if number else None
+            schema = self.schema if layer is None else _innermost(layer).schema
+            return spec.methods[number].smallest_knob(schema)
+        try:
+            _ = self._size(_with_knob(outside, number, 1))
+        except BudgetError as error:
+            return error.floor
+        return 1
 
     def _fit_bytes(self, spec: Spec, number: int) -> Spec:
         """Give a method that takes a limit of bytes what the others leave of it."""
-        if number == len(spec.inner):
-            given = _with_knob(spec, number, max(1, self.limit - self._outside(spec, number)))
+        outside = self._outside(spec, number)
+        if outside is not None:
+            given = _with_knob(spec, number, max(1, self.limit - outside))
             try:
                 if self._size(given) <= self.limit:
                     return given
             except BudgetError as error:
-                floor = error.floor + self._outside(spec, number)
-                raise self._too_small(spec, floor) from error
+                raise self._too_small(spec, error.floor + outside) from error
         # it plans for rows stored by a codec of so many bytes a row: other forms are tried out
         low, high = 0, 4 * self._most()
         while high - low > 1:
@@ -205,12 +209,22 @@ class _Problem:
             raise self._too_small(spec, self._size(_with_knob(spec, number, high)))
         return _with_knob(spec, number, low)
 
-    def _outside(self, spec: Spec, number: int) -> int:
-        """Return the bytes of a composition that are not of its innermost layer."""
+    def _outside(self, spec: Spec, number: int) -> int | None:
+        """Return the bytes that are not of the innermost layer; None where it has another inside.
+
+        Also where there are several innermost layers, one a table.
+        """
+        if number < len(spec.inner):
+            return None
         if not number:
             return 0
         layer = build_spec(_with_knob(spec, number, self._most()), self.schema, self.dim, self.seed)
-        return _bytes(layer) - _bytes(_innermost(layer))
+        inner = layer
+        while stored := inner.stored():
+            if len(stored) > 1:
+                return None
+            inner = stored[0]
+        return _bytes(layer) - _bytes(inner)
 
     def _most(self) -> int:
         """Return a limit that no layer reaches."""

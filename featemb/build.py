@@ -15,6 +15,8 @@ from featemb.layer import FeatureEmbedding, MethodConfig
 from featemb.schema import Schema
 from featemb.spec import Spec, parse
 
+_STEPS = 12
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,12 +53,15 @@ class Request:
             return solve(self.spec, self.schema, self.dim, limit, self.seed)
         if len(free_knobs(self.spec)) < 2 or not self.schema.bounded:
             return self.spec
-        # each default alone is a tenth of the full table: so is that of several methods together
-        tenth = self.schema.full_bytes(self.dim) // 10
-        try:
-            return solve(self.spec, self.schema, self.dim, tenth, self.seed)
-        except BudgetError as error:
-            return solve(self.spec, self.schema, self.dim, error.floor, self.seed)
+        # each default alone is a tenth of the full table: so is that of several methods together,
+        # or the smallest that some steps from there find
+        wanted = self.schema.full_bytes(self.dim) // 10
+        for _ in range(_STEPS):
+            try:
+                return solve(self.spec, self.schema, self.dim, wanted, self.seed)
+            except BudgetError as error:
+                wanted = max(error.floor, wanted * 3 // 2)
+        return self.spec
 
     def limit(self) -> int | None:
         """Serving bytes allowed, or None without a ratio and a budget."""
