@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from featemb.build import embedding
 from featemb.config import names
 from featemb.errors import BudgetError
-from featemb.optim import RowAdam
+from featemb.optim import build
 from featemb.schema import Schema
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def plan(
         specs: specs to plan; None takes every registered method.
 
     Returns:
-        A data frame with the columns method, spec, fits, serving_bytes, training_bytes (RowAdam's
-        state included), ratio (achieved), floor_bytes (smallest size; only where it does not fit).
+        A data frame with the columns method, spec, fits, serving_bytes, training_bytes (with the
+        state of RowAdam, or of the optimizer that a method names), ratio (achieved), floor_bytes
+        (smallest size; only where it does not fit).
     """
     import pandas as pd
 
@@ -62,9 +63,10 @@ def _row(
         layer = embedding(schema, spec, dim=dim, ratio=ratio, budget=budget, device="meta")
     except BudgetError as error:
         return row | {"floor_bytes": error.floor}
-    optimizer = RowAdam(layer.parameters())
-    optimizer.allocate()
-    memory = layer.memory(optimizer)
+    optimizers = [one for split in ("train", "held_out") for one in build(layer, 1.0, split=split)]
+    for one in optimizers:
+        one.allocate()  # type: ignore[attr-defined]
+    memory = layer.memory(optimizers)
     return row | {
         "spec": str(layer.spec),
         "fits": True,

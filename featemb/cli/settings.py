@@ -19,7 +19,9 @@ EPOCHS = typer.Option(None, help="Upper limit of the epochs of a training stage 
 BATCH_SIZE = typer.Option(None, help="Samples of a training step [1024].")
 LR = typer.Option(None, help="Learning rate [0.001].")
 WEIGHT_DECAY = typer.Option(None, help="L2 on embedding rows [0].")
-OPTIMIZER = typer.Option(None, help="row_adam, row_adagrad, row_sgd or dense_adam [row_adam].")
+OPTIMIZER = typer.Option(
+    None, help="row_adam, row_adagrad, row_rmsprop, row_sgd or dense_adam [row_adam]."
+)
 PATIENCE = typer.Option(None, help="Evaluations without a better validation AUC to stop at [2].")
 ROWS = typer.Option(None, help="Train on this many rows, drawn at random [all].")
 DEVICE = typer.Option(None, help="cpu, cuda or cuda:<number> [cpu].")

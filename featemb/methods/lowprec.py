@@ -12,7 +12,7 @@ from featemb.layer import Axis, BuildContext, FeatureEmbedding, MethodConfig, Ro
 from featemb.parts import Concat, OffsetAddress
 from featemb.quantized import FLOATS, INTEGERS, QuantizedTable
 
-OPTIMIZERS = ("adagrad", "adam", "sgd")
+OPTIMIZERS = ("adagrad", "adam", "rmsprop", "sgd")
 
 
 @register

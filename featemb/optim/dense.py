@@ -49,3 +49,13 @@ class DenseAdam(torch.optim.Adam):
         refuse_handles(self.param_groups[-1]["params"], "DenseAdam")
         for parameter in self.param_groups[-1]["params"]:
             claim(parameter, self, row_gradients=False)
+
+    def allocate(self) -> None:
+        """Make the state of every parameter now, not at its first step (for byte counting)."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }

@@ -12,11 +12,13 @@ from featemb.errors import ConfigError, nearest
 from featemb.layer import outermost
 from featemb.optim.dense import DenseAdam
 from featemb.optim.lazy import RowAdagrad, RowAdam, RowSGD
+from featemb.optim.rmsprop import RowRMSprop
 from featemb.stage import Stage
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "row_adam": RowAdam,
     "row_adagrad": RowAdagrad,
+    "row_rmsprop": RowRMSprop,
     "row_sgd": RowSGD,
     "dense_adam": DenseAdam,
 }
@@ -38,8 +40,8 @@ def build(
     Args:
         model: a module with any number of `featemb.FeatureEmbedding` inside.
         lr: learning rate, where a layer's group does not set its own.
-        optimizer: ``row_adam``, ``row_adagrad``, ``row_sgd`` or ``dense_adam``; a layer's group
-            may name another.
+        optimizer: ``row_adam``, ``row_adagrad``, ``row_rmsprop``, ``row_sgd`` or ``dense_adam``; a
+            layer's group may name another.
         weight_decay: L2 on the embedding layers (see the module's text for what lazy means).
         net_weight_decay: L2 on all other parameters.
         stage: what is trained; without its ``network`` the layers alone.

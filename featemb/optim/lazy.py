@@ -29,6 +29,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for beta in settings.get("betas", ()):
         if not 0 <= beta < 1:
             raise ConfigError(f"betas must be >= 0 and < 1, got {settings['betas']!r}")
+    if not 0 <= settings.get("beta", 0) < 1:
+        raise ConfigError(f"beta must be >= 0 and < 1, got {settings['beta']!r}")
 
 
 def _zeros(parameter: Tensor, width: int | None = None) -> Tensor:
@@ -39,7 +41,7 @@ def _zeros(parameter: Tensor, width: int | None = None) -> Tensor:
     return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
 
 
-class _RowOptimizer(torch.optim.Optimizer):
+class RowOptimizer(torch.optim.Optimizer):
     """Splits every group's parameters by the kind of their gradient."""
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
@@ -52,6 +54,18 @@ class _RowOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             claim(parameter, self, row_gradients=True)
+
+    def allocate(self) -> None:
+        """Make the state of every parameter now, not at its first step (for byte counting).
+
+        Every parameter of two dimensions counts as a table.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._allocate(parameter, group)
+
+    def _allocate(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Make the state of a parameter."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -82,7 +96,7 @@ class _RowOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-class RowAdam(_RowOptimizer):
+class RowAdam(RowOptimizer):
     """Adam (Kingma and Ba, 2015) that touches only the rows of the batch ("lazy Adam").
 
     Args:
@@ -113,11 +127,8 @@ class RowAdam(_RowOptimizer):
         }
         super().__init__(params, defaults)
 
-    def allocate(self) -> None:
-        """Make the state of every parameter now, not at its first step (for byte counting)."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self._moments(parameter)
+    def _allocate(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        self._moments(parameter)
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -177,7 +188,7 @@ class RowAdam(_RowOptimizer):
         )
 
 
-class RowAdagrad(_RowOptimizer):
+class RowAdagrad(RowOptimizer):
     """Adagrad (Duchi et al., 2011) that touches only the rows of the batch.
 
     Without weight decay this is dense Adagrad, up to rounding: a zero gradient changes nothing
@@ -202,6 +213,9 @@ class RowAdagrad(_RowOptimizer):
     ) -> None:
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "rowwise": rowwise}
         super().__init__(params, defaults)
+
+    def _allocate(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        self._accumulator(parameter, group["rowwise"])
 
     def _accumulator(self, parameter: Tensor, rowwise: bool) -> Tensor:
         state = self.state[parameter]
@@ -232,7 +246,7 @@ class RowAdagrad(_RowOptimizer):
         weight.addcdiv_(grad, total.sqrt().add_(group["eps"]), value=-group["lr"])
 
 
-class RowSGD(_RowOptimizer):
+class RowSGD(RowOptimizer):
     """Stochastic gradient descent that touches only the rows of the batch; it keeps no state.
 
     Args:
