@@ -8,7 +8,8 @@ from torch import Tensor
 
 import featemb as fe
 from featemb.codecs.base import codec_by_name
-from featemb.codecs.svd import SVD, LowRankRows
+from featemb.codecs.floats import FloatRows
+from featemb.codecs.svd import SVD, LowRankRows, check_reach
 from featemb.memory import module_bytes
 
 
@@ -107,3 +108,37 @@ def test_a_whole_layer_is_served_and_exported() -> None:
     program = torch.export.export(frozen, (ids,), dynamic_shapes=({0: batch},))
     assert torch.allclose(program.module()(ids[:5]), frozen(ids[:5]), atol=1e-6)
     assert frozen.memory().serving == layer.memory().serving
+
+
+def test_rows_that_no_one_reads_take_the_axes_left() -> None:
+    """Where the rows that are read have a lower rank than r, what is left serves the others."""
+    table = correlated()
+    table[:5, 2:] = 0.0
+    weights = torch.zeros(400, dtype=torch.float64)
+    weights[:5] = 7.0
+    part = SVD(rank=6).weighed(table, weights)
+    rows = part(torch.arange(400)).double()
+    assert torch.allclose(rows[:5], table[:5].double(), atol=1e-6)
+    rest = table[5:].double()
+    rest[:, :2] = 0.0
+    tail = torch.linalg.svdvals(rest)[4:].square().sum()
+    assert float((rows[5:] - table[5:]).square().sum()) == pytest.approx(float(tail), rel=1e-4)
+
+
+@pytest.mark.parametrize("inner", ["fp32", "fp16", "bf16", "int8"])
+def test_narrow_rows_fit_where_plain_ones_do(inner: str) -> None:
+    """All of 65504 would be 4 times as long on the first axis."""
+    table = torch.full((300, 16), 65504.0)
+    rows = SVD(rank=2, inner=inner).encode(table)(torch.arange(300))
+    assert torch.allclose(rows, table, rtol=0.005)
+
+
+def test_the_end_of_fp32_is_met_or_refused_by_row() -> None:
+    table = correlated() * 1e30
+    table[9] = 1e38
+    assert torch.allclose(SVD(rank=6).encode(table)(torch.tensor(9)), table[9], rtol=1e-3)
+    part = LowRankRows(
+        rows=FloatRows(weight=torch.tensor([[1.0], [2e38]])), basis=torch.tensor([[2.0, 0.0]])
+    )
+    with pytest.raises(fe.DataError, match="row 1 exceeds the range of svd"):
+        check_reach(part, torch.full((2, 2), 3e38), "svd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +13,12 @@ from featemb.codecs.base import Codec, check_finite, codec_by_name
 from featemb.codecs.pq import blocks, in_range
 from featemb.codecs.weighted import CountingCodec, largest_errors
 from featemb.config import register
-from featemb.errors import ConfigError
+from featemb.errors import ConfigError, DataError
 from featemb.parts.base import Part
+
+_LEAST_WEIGHT = 1e-9
+_SAFE_REACH = 2.0**120
+_HALF_REACH = 2.0**15
 
 
 class LowRankRows(Part):
@@ -41,7 +46,8 @@ class SVD(CountingCodec):
 
     V is the top eigenvectors of the rows' second moments (in fp64, the rows weighted by how often
     they are read), and ``u = x V^T``: no table of this rank has a smaller weighted squared error
-    (Eckart and Young, 1936). The narrow rows are stored by a codec of their own.
+    (Eckart and Young, 1936). The narrow rows are stored by a codec of their own. Rows that are
+    never read have next to no weight: they choose the axes that the others leave free.
 
     Where this takes no fewer bytes than the inner codec's plain rows, as in small tables, those are
     stored; the shape alone decides.
@@ -77,9 +83,12 @@ class SVD(CountingCodec):
         if table.is_meta:
             narrow = table.new_empty(table.shape[0], rank)
             return LowRankRows(rows=inner.encode(narrow), basis=table.new_empty(rank, width))
-        basis = principal_axes(table, weights, rank)
-        narrow = torch.cat([(some.double() @ basis.T).float() for _, some in blocks(table)])
-        return LowRankRows(rows=_encoded(inner, narrow, weights), basis=basis.float())
+        axes = principal_axes(table, weights, rank)
+        size = _shrinking(table, axes)
+        narrow = torch.cat([(some.double() @ axes.T / size).float() for _, some in blocks(table)])
+        part = LowRankRows(rows=_encoded(inner, narrow, weights), basis=(axes * size).float())
+        check_reach(part, table, self.name)
+        return part
 
     def error_bound(self, table: Tensor) -> Tensor:
         """The largest error of each row as it is encoded without counts, ``[R, 1]``.
@@ -97,8 +106,15 @@ def principal_axes(table: Tensor, weights: Tensor | None, rank: int) -> Tensor:
     """Return the first axes, fp64 ``[r, C]``, of a table's uncentred second moments.
 
     Each axis has the sign that makes its largest number positive.
+
+    Args:
+        table: ``[R, C]``.
+        weights: of the rows, ``[R]``; those below a 10^9-th of their mean count as that much.
+        rank: r.
     """
     scaled, _ = in_range(table)
+    if weights is not None:
+        weights = weights.clamp(min=float(weights.mean()) * _LEAST_WEIGHT)
     moments = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
     for first, some in blocks(scaled):
         rows = some.double()
@@ -111,6 +127,34 @@ def principal_axes(table: Tensor, weights: Tensor | None, rank: int) -> Tensor:
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
     signed: Tensor = axes * torch.where(largest < 0, -1.0, 1.0)
     return signed
+
+
+def check_reach(part: Part, table: Tensor, name: str) -> None:
+    """Refuse a table whose stored form is beyond fp32: sums of what it holds, so near its end.
+
+    Raises:
+        DataError: names the first such row.
+    """
+    if float(table.abs().max()) <= _SAFE_REACH:
+        return
+    for first, some in blocks(table):
+        rows = torch.arange(first, first + len(some), device=table.device)
+        wrong = ~torch.isfinite(part(rows)).all(1)
+        if wrong.any():
+            row = first + int(wrong.nonzero()[0])
+            raise DataError(f"row {row} exceeds the range of {name} (fp32's, of sums); use fp32")
+
+
+def _shrinking(table: Tensor, axes: Tensor) -> float:
+    """Return a power of 2 by which narrow rows fit the formats that plain ones do.
+
+    They are longer by up to the root of C; fp16 and fp32 end.
+    """
+    reach = float(table.abs().max())
+    longest = max(float((some.double() @ axes.T).abs().max()) for _, some in blocks(table))
+    if longest <= _HALF_REACH:
+        return 1.0
+    return 2.0 ** max(0, math.ceil(math.log2(longest / reach)))
 
 
 def _encoded(codec: Codec, table: Tensor, weights: Tensor | None) -> Part:
