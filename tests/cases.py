@@ -35,6 +35,12 @@ CASES: dict[str, tuple[str, ...]] = {
         "deeplight(ramp=30, every=2)",
         "deeplight(kept=300, every=1, ramp=20, tune=false)+int8",
     ),
+    "dpq": (
+        "dpq(codewords=16, parts=4)",
+        "dpq(codewords=9, parts=4, variant=sx, temperature=0.1)",
+        "dpq(codewords=9, parts=8, shared=true, commitment=0.3)",
+        "dpq(grain=table)",
+    ),
     "dhe": (
         "dhe(width=8, hashes=32, layers=2)",
         "dhe(hashes=16, layers=2)+int8",
@@ -81,6 +87,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "mpe",
         "mpe(mode=faithful, strength=0.01)",
         "mpe(groups=2, bits=3, limit=700, retrain=continue)",
+    ),
+    "mgqe": (
+        "mgqe(codewords=16, tail_codewords=5, parts=4)",
+        "mgqe(codewords=12, parts=2, top=0.4, commitment=0.3)",
     ),
     "multi_hash": (
         "multi_hash",

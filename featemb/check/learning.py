@@ -19,6 +19,7 @@ from featemb.check.case import (
     task,
 )
 from featemb.fit import fit
+from featemb.layer import FeatureEmbedding
 from featemb.stage import Stage
 
 
@@ -69,15 +70,28 @@ def _sampled(parameter: Tensor, most: int = 200) -> Tensor:
 
 
 def check_data_reaches_every_parameter(case: Case) -> None:
-    """Every trainable parameter gets a gradient from the data loss alone, without the penalty."""
+    """Every trainable parameter gets a gradient from the data loss alone, without the penalty.
+
+    Those that a layer names in ``trained_by_penalty`` must get theirs from the penalty.
+    """
     layer = case.layer()
     model = LinearReader(layer)
     for batch in task(8):
         _loss(model, batch).backward()  # type: ignore[no-untyped-call]
+    pulled = _trained_by_penalty(layer)
+    for gradient in torch.autograd.grad(layer.penalty(), pulled) if pulled else ():
+        expect(gradient.to_dense().abs().sum() > 0, "the penalty does not reach what it trains")
+    alone = set(map(id, pulled))
     for name, parameter in layer.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in alone:
             reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
             expect(reached, f"the data loss gives {name!r} no gradient")
+
+
+def _trained_by_penalty(layer: FeatureEmbedding) -> list[nn.Parameter]:
+    """Parameters that the penalty alone trains, as codewords that are pulled to their rows."""
+    named = [(one, getattr(one, "trained_by_penalty", ())) for one in layer.modules()]
+    return [one.get_parameter(name) for one, names in named for name in names]
 
 
 def check_row_gradients_agree(case: Case) -> None:

@@ -85,7 +85,11 @@ def hot_rank(schema: Schema, total: int, device: torch.device) -> HotRange | Hot
     Where the ids of each feature are numbered by frequency (as the project's data sets are) it
     needs no bytes; otherwise 1.5 bits an id.
     """
-    sizes = hot_sizes(schema, total)
+    return hot_part(schema, hot_sizes(schema, total), device)
+
+
+def hot_part(schema: Schema, sizes: tuple[int, ...], device: torch.device) -> HotRange | HotBitmap:
+    """Return the part that numbers so many of the most frequent ids of each feature."""
     starts = [hot_start(f, size) for f, size in zip(schema.features, sizes, strict=True)]
     first = tuple(start for start in starts if start is not None)
     if len(first) == len(starts):
