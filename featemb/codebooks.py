@@ -151,7 +151,8 @@ class Coder:
                 low, high = (middle, high) if fits else (low, middle)
             found = made(parts, low)
             bits = self._bits(found)
-            if bits > most:
+            # codewords that are set by hand may be too many for these parts
+            if bits > most and self.bytes(found) <= limit:
                 best, most = found, bits
         return best
 

@@ -402,6 +402,23 @@ def test_the_sizes_are_those_of_most_bits(limit: int) -> None:
     assert codes.parts * math.log2(max(codes.sizes) or 1) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("ratio", [3, 9, 30, 70])
+@pytest.mark.parametrize("spec", ["dpq(codewords=16)", "dpq(parts=4)", "dpq(shared=true)"])
+def test_the_other_size_follows_a_ratio(spec: str, ratio: float) -> None:
+    schema = fe.Schema([fe.Feature("a", 20_000), fe.Feature("b", 700), fe.Feature("c", 9)])
+    layer = fe.embedding(schema, spec, dim=12, ratio=ratio, device="meta")
+    limit = schema.full_bytes(12) / ratio
+    assert layer.memory().serving <= limit
+    coder = Coder(schema, 12, shared="shared" in spec)
+    best, given = 0.0, layer.config
+    for parts, size in itertools.product((1, 2, 3, 4, 6, 12), (*range(2, 65), 128, 256)):
+        if given.parts in (None, parts) and given.codewords in (None, size):
+            sizes = coder.of(parts, size)
+            if coder.bytes(sizes) <= limit:
+                best = max(best, parts * math.log2(max(sizes.sizes)))
+    assert 0 < best <= source(layer).parts * math.log2(max(source(layer).sizes)) + 1e-9
+
+
 def test_set_sizes_are_kept_within_a_limit() -> None:
     assert source(made("dpq(codewords=9, limit=900)")).sizes[0] == 9
     assert source(made("dpq(parts=2, limit=900)")).parts == 2
