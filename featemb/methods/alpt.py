@@ -36,8 +36,8 @@ class ALPT(MethodConfig):
     An id never seen in training gets its initial row, rounded.
 
     Bytes: ``N D b / 8 + 4 G``, G steps, in serving; in training 16 more, ``8 G`` more with
-    ``step_optimizer=adam``, and ``4 N`` of optimizer state with ``adagrad``. The format is the
-    method's own: ``freeze`` ignores its codec.
+    ``step_optimizer=adam``, and ``8 N`` of optimizer state with ``rmsprop``, ``4 N`` with
+    ``adagrad``. The format is the method's own: ``freeze`` ignores its codec.
 
     Attributes:
         bits: b: 8 or 16.
@@ -46,7 +46,8 @@ class ALPT(MethodConfig):
             ``init`` at least, before their steps must.
         step_lr: learning rate of the steps; the run's has no part in it.
         step_optimizer: "adam" or "sgd".
-        optimizer: of the rows: "adagrad" (one accumulator a row), "adam" or "sgd".
+        optimizer: of the rows: "rmsprop" (two numbers a row), "adagrad" (one accumulator a row),
+            "adam" or "sgd".
         rate: learning rate of the rows, as a multiple of the run's.
         init: rows start uniform in ``[-init, init]``.
     """
@@ -62,7 +63,7 @@ class ALPT(MethodConfig):
     reach: float = 1.0
     step_lr: float = 2e-5
     step_optimizer: str = "adam"
-    optimizer: str = "adagrad"
+    optimizer: str = "rmsprop"
     rate: float = 1.0
     init: float = 0.05
 

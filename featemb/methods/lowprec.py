@@ -33,14 +33,15 @@ class LowPrecision(MethodConfig):
     An id never seen in training gets its initial row, rounded.
 
     Bytes: ``N D b / 8`` (+ 4 for integers), in serving; in training 16 more, and ``4 N`` of
-    optimizer state with ``adagrad``, ``8 N D`` with ``adam``, 0 with ``sgd``. While the layer is
-    made its fp32 initial rows exist. The format is the method's own: ``freeze`` ignores its codec.
+    optimizer state with ``adagrad``, ``8 N`` with ``rmsprop``, ``8 N D`` with ``adam``, 0 with
+    ``sgd``. While the layer is made its fp32 initial rows exist. The format is the method's own:
+    ``freeze`` ignores its codec.
 
     Attributes:
         rows: "int8", "int16", "fp16" or "bf16".
         reach: largest magnitude that integers hold, ``init`` at least; numbers beyond become it.
-        optimizer: "adagrad" (one accumulator a row), "adam" or "sgd"; each touches the rows of the
-            batch alone.
+        optimizer: "rmsprop" (two numbers a row), "adagrad" (one accumulator a row), "adam" or
+            "sgd"; each touches the rows of the batch alone.
         rate: learning rate of the rows, as a multiple of the run's.
         init: rows start uniform in ``[-init, init]``.
     """
@@ -53,7 +54,7 @@ class LowPrecision(MethodConfig):
 
     rows: str = "int8"
     reach: float = 1.0
-    optimizer: str = "adagrad"
+    optimizer: str = "rmsprop"
     rate: float = 1.0
     init: float = 0.05
 
