@@ -1,7 +1,8 @@
 """What a lookup of frozen rows costs in every format, against ``nn.Embedding``, in one process.
 
 A layer of one feature, random ids that are drawn anew for every lookup. Variants take turns, so
-that a noisy machine disturbs all of them alike:
+that a noisy machine disturbs all of them alike, in an order that is drawn anew too: a lookup right
+after another one of the same table finds its page table in the caches.
 
 - ``nn.Embedding``: torch's own table in fp32;
 - ``layer CODEC``: the whole frozen layer, with its check of the ids and its address;
@@ -92,8 +93,10 @@ def measure(variants: Lookups, threads: int, options: argparse.Namespace) -> dic
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(1)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
     for turn in range(options.warmup + options.turns):
-        for name, lookup in variants.items():
+        for place in torch.randperm(len(names), generator=generator).tolist():
+            name, lookup = names[place], variants[names[place]]
             rows = torch.randint(options.rows, (options.ids,), generator=generator)
             began = time.perf_counter()
             lookup(rows)
