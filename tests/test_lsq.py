@@ -45,7 +45,8 @@ def test_gradients_are_those_of_the_paper(bits: int, offset: bool) -> None:
             v = float(part.rows.weight.detach()[row, column] - shift[column]) / step
             g = float(upstream[(*place, column)])
             code = min(max(round(v), low), high)
-            assert float(out.detach()[(*place, column)]) == pytest.approx(code * step + float(shift[column]))
+            value = float(out.detach()[(*place, column)])
+            assert value == pytest.approx(code * step + float(shift[column]))
             if low < v < high:
                 to_weight[row, column] += g
                 to_step += g * (code - v)

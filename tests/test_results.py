@@ -112,6 +112,61 @@ def pruners() -> list[str]:
     ]
 
 
+def formats() -> list[str]:
+    """The lines of the table of trained row formats, from the records of its runs.
+
+    Methods of three seeds have the p value of a t test of the differences to the full table.
+    """
+    auc: dict[tuple[str, float | None], dict[int, float]] = {}
+    size: dict[tuple[str, float | None], tuple[int, int]] = {}
+    for record in read_all(ROOT / "docs" / "results" / "ml1m_formats").records.values():
+        assert record["status"] == "ok", record["error"]
+        config, found = record["config"], record["bytes"]
+        key = (config["method"], config["ratio"])
+        auc.setdefault(key, {})[config["seed"]] = record["metrics"]["test"]["auc"]["value"]
+        size[key] = max(size.get(key, (0, 0)), (found["serving"], found["training"]))
+    full = auc.pop(("full", None))
+    lines = [
+        f"| `full` | {size['full', None][0]:,} | 1.0x | {np.mean(list(full.values())):.4f} | | |"
+    ]
+    for key in sorted(auc, key=lambda one: (-size[one][0], one[0])):
+        change = [value - full[seed] for seed, value in auc[key].items()]
+        p = f"{ttest_1samp(change, 0.0).pvalue:.3f}" if len(change) == 3 else "1 seed"
+        serving = size[key][0]
+        lines.append(
+            f"| `{key[0]}` | {serving:,} | {size['full', None][0] / serving:.1f}x "
+            f"| {np.mean(list(auc[key].values())):.4f} | {np.mean(change):+.4f} | {p} |"
+        )
+    return lines
+
+
+def codecs() -> list[str]:
+    """The lines of the table of codecs of a trained full table, from the records of its runs."""
+    records = read_all(ROOT / "docs" / "results" / "ml1m_codecs").records.values()
+    assert sorted(one["config"]["seed"] for one in records) == [0, 1, 2]
+    full = [one["metrics"]["test"]["auc"]["value"] for one in records]
+    whole = next(iter(records))["bytes"]["serving"]
+    lines = [f"| `fp32` | {whole:,} | 1.0x | {np.mean(full):.5f} | | |"]
+    found = {
+        codec: [one["codecs"][codec] for one in records] for codec in next(iter(records))["codecs"]
+    }
+    for codec, runs in sorted(found.items(), key=lambda item: (-item[1][0]["serving"], item[0])):
+        auc = [one["metrics"]["test"]["auc"]["value"] for one in runs]
+        change = [mine - theirs for mine, theirs in zip(auc, full, strict=True)]
+        serving = max(one["serving"] for one in runs)
+        lines.append(
+            f"| `{codec}` | {serving:,} | {whole / serving:.1f}x | {np.mean(auc):.5f} "
+            f"| {np.mean(change):+.5f} | {ttest_1samp(change, 0.0).pvalue:.3f} |"
+        )
+    return lines
+
+
+def test_the_tables_of_formats_are_those_of_their_records() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    for lines in (formats(), codecs()):
+        assert "\n".join(lines) in page, "docs/results.md lacks:\n" + "\n".join(lines)
+
+
 def test_the_tables_of_pruning_are_those_of_their_records() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     for lines in (pruning("ml1m_pruning"), pruning("ml1m_long"), pruners()):
@@ -120,9 +175,9 @@ def test_the_tables_of_pruning_are_those_of_their_records() -> None:
 
 def test_the_tables_of_all_methods_are_those_of_their_records() -> None:
     lines = every_method()
-    both = (*lines, *pruners())
+    both = (*lines, *pruners(), *formats())
     named = {re.match(r"\| `(\w+)", line)[1] for line in both}  # type: ignore[index]
-    assert named == set(fe.methods())
+    assert named >= set(fe.methods())
     assert "\n".join(lines) in (ROOT / "docs" / "results.md").read_text()
 
 
@@ -140,4 +195,18 @@ def test_method_steps_are_those_of_the_record() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     for spec, found in record["methods"].items():
         line = f"| `{spec}` | {found['milliseconds']:.0f} | {found['ratio']:.2f} |"
+        assert line in text, line
+
+
+def test_serving_lookups_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/results/speed/serving_lookup.json").read_text())
+    text = (ROOT / "docs" / "results.md").read_text()
+    names = re.findall(r"^\| ((?:nn|layer|rows|plain|FBGEMM)[^|]*) \|", text, re.MULTILINE)
+    assert len(names) == 10
+    for name in names:
+        cells = [name]
+        for found in record["threads"].values():
+            ratio = found["ratios_of_medians"].get(name, 1.0)
+            cells += [f"{found['milliseconds_median'][name]:.2f}", f"{ratio:.2f}"]
+        line = "| " + " | ".join(cells) + " |"
         assert line in text, line
