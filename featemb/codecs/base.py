@@ -51,6 +51,10 @@ class Codec(Config):
         """Return the codec for a table whose rows an address, (ids, feature) -> rows, reads."""
         return self
 
+    def inside(self) -> Codec:
+        """Return the codec for a layer that stores the rows of another one."""
+        return self
+
     def rows(self, places: Tensor) -> Codec:
         """Return the codec for some of the rows, int64 ``[m]``, in this order."""
         return self

@@ -81,6 +81,10 @@ class Weighted(Codec):
         """Push the counts of all ids to the rows that they read."""
         return replace(self, counts=lambda: [row_counts(self.counts(), address)], addressed=True)
 
+    def inside(self) -> Codec:
+        """Keep the weights of rows, as those of ids; counts of features tell nothing of rows."""
+        return self if self.addressed else self.codec
+
     def rows(self, places: Tensor) -> Codec:
         """Keep the weights of some rows."""
         return replace(self, counts=lambda: [_taken(one, places) for one in self.counts()])

@@ -40,7 +40,7 @@ class StoredRows(nn.Module):
 
     def frozen(self, codec: Codec) -> Part:
         """Return the layer's frozen form, as rows."""
-        source = self.layer._freeze(codec).source  # type: ignore[operator]
+        source = self.layer._freeze(codec.inside()).source  # type: ignore[operator]
         full = self.layer.widths == (self.width,) and not self.center
         if full and isinstance(source, Lookup) and isinstance(source.combine, Concat):
             rows = source.rows
