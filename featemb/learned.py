@@ -31,6 +31,7 @@ class LearnedCodesConfig(MethodConfig):
         parts: M, or the largest divisor of D below it; None chooses it (see the method).
         codewords: K; None chooses it.
         commitment: weight of the loss that pulls queries to their codewords.
+        task_gradient: whether codewords also get the gradient of the data loss, as looked-up rows.
         codebook_lr: learning rate of the codewords, as a multiple of that of the queries.
         init: queries and codewords start uniform in ``[-init, init]``.
     """
@@ -44,6 +45,7 @@ class LearnedCodesConfig(MethodConfig):
     parts: int | None = None
     codewords: int | None = None
     commitment: float = 0.0
+    task_gradient: bool = False
     codebook_lr: float = 1.0
     init: float = 0.05
 
@@ -122,6 +124,7 @@ class LearnedCodesEmbedding(PartsEmbedding):
             hot=hot,
             shared=coder.shared,
             temperature=temperature,
+            task_gradient=config.task_gradient,
         )
         super().__init__(context, config, source)
 
@@ -134,7 +137,8 @@ class LearnedCodesEmbedding(PartsEmbedding):
     @property
     def trained_by_penalty(self) -> tuple[str, ...]:
         """Names of the parameters that the penalty alone trains."""
-        return ("source.books.0.weight",) if len(self.codes.books) == 1 else ()
+        alone = len(self.codes.books) == 1 and not self.config.task_gradient
+        return ("source.books.0.weight",) if alone else ()
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The queries; then the codewords, which no weight decay reaches."""

@@ -117,6 +117,30 @@ def test_vectors_and_gradients_are_the_formula(variant: str, parts: int, form: s
         assert torch.allclose(mine[1], theirs[1], atol=1e-13)
 
 
+@pytest.mark.parametrize("spec", ["dpq(codewords=7, parts=2", "mgqe(codewords=7, parts=2"])
+def test_codewords_may_have_the_task_gradient_too(spec: str) -> None:
+    layer, plain = (made(f"{spec}{more})").double() for more in (", task_gradient=true", ""))
+    batch = ids()
+    reader = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)).double()
+    outs = [one(batch).view(-1, 3, 6) for one in (layer, plain)]
+    assert torch.equal(*outs)
+    found, without = (
+        gradients(one, (out.tanh() * reader).sum())
+        for one, out in zip((layer, plain), outs, strict=True)
+    )
+    assert torch.equal(found[0], without[0])
+    assert not without[1].any()
+    # the gradient of a codeword is the sum of those of the queries that it answers for
+    for number in (0, 1):
+        codes = source(layer).codes(number, torch.arange(SIZES[number]), exact=True)
+        first, queries = sum(SIZES[:number]), found[0]
+        for part, code in itertools.product(range(2), range(7)):
+            own = [first + v for v in range(SIZES[number]) if codes[v, part] == code]
+            wanted = queries[own].view(-1, 2, 3)[:, part].sum(0)
+            word = source(layer).offsets[number] + part * 7 + code
+            assert torch.allclose(found[1][word], wanted, atol=1e-13)
+
+
 def test_commitment_pulls_the_queries() -> None:
     layer = made("dpq(codewords=7, parts=2, commitment=0.25)")
     batch = ids()
@@ -443,6 +467,7 @@ def test_set_sizes_are_kept_within_a_limit() -> None:
         ("dpq(temperature=0.0)", "temperature"),
         ("dpq(commitment=-1.0)", "commitment"),
         ("dpq(variant=sx, commitment=1.0)", "commitment"),
+        ("dpq(variant=sx, task_gradient=true)", "task_gradient"),
         ("dpq(codebook_lr=-1.0)", "codebook_lr"),
         ("dpq+int8", "row format of its own"),
     ],

@@ -37,7 +37,8 @@ class DPQ(LearnedCodesConfig):
     it, it makes another codeword than the nearest one win; over all of them it changes nothing. The
     products of ``sx`` are cosines instead, without which a few long keys take all queries. Codes
     are those of the final queries, for every id. There is no remedy for codewords that no query is
-    nearest to: from random initial values they were 1 to 2% of all (see the docs).
+    nearest to: on MovieLens-1M at most 5% of K = 8 to 64 ended so, up to 18% of K = 256, and
+    neither moving them to queries nor starting from k-means of a trained table gave a better AUC.
 
     An id never seen in training reads the codewords nearest to its initial query: since those are
     small, mostly those of ids that were hardly trained.
@@ -70,6 +71,8 @@ class DPQ(LearnedCodesConfig):
         self.require("temperature", "above 0 and finite", 0 < self.temperature < math.inf)
         pulled = self.variant == "vq" or not self.commitment
         self.require("commitment", "0 for variant=sx, whose keys are no codewords", pulled)
+        apart = self.variant == "vq" or not self.task_gradient
+        self.require("task_gradient", "false for variant=sx, whose values have it anyway", apart)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights: a code is hardly smaller than a single number."""

@@ -51,8 +51,9 @@ class LearnedCodes(Source):
     taken.
 
     In training the gradient passes straight through to the query, or with two tables through the
-    softmax of the products. With one table it does not reach the codewords, which are pulled to
-    their queries by `gap`; with two it reaches the values as those of a lookup.
+    softmax of the products. With one table the codewords are pulled to their queries by `gap`, and
+    the gradient reaches them only if ``task_gradient``; with two it reaches the values as those of
+    a lookup.
 
     Attributes:
         table: the queries ``[N, D]``, and the rows of whole features.
@@ -66,6 +67,7 @@ class LearnedCodes(Source):
         parts: M.
         shared: whether all parts of a vector have the same codewords.
         temperature: products are divided by it before the softmax.
+        task_gradient: whether the gradient reaches the codewords of one table.
         read: what the last lookup in training read, for `gap`.
     """
 
@@ -80,6 +82,7 @@ class LearnedCodes(Source):
     parts: int
     shared: bool
     temperature: float
+    task_gradient: bool
     read: ClassVar[tuple[Read, ...]] = ()
 
     @classmethod
@@ -215,7 +218,8 @@ class LearnedCodes(Source):
             self.read = (*self.read, Read(rows, words, counts))  # type: ignore[misc]
             queries = self.table(rows)
             if len(self.books) == 1:
-                through, vectors = queries, vectors.detach()
+                through = queries
+                vectors = vectors if self.task_gradient else vectors.detach()
             else:
                 through = self._soft(number, queries)
             vectors = vectors + (through - through.detach())  # exactly the codewords
