@@ -84,12 +84,15 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         fe.embedding(SCHEMA, "full").freeze().save(tmp_path / "none" / "x")
 
 
-def test_newer_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [1, 3])
+def test_other_formats_are_refused(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "layer"
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_module, "FORMAT", 3)
+        patch.setattr(frozen_module, "FORMAT", number)
         fe.embedding(SCHEMA, "full").freeze().save(path)
-    with pytest.raises(fe.FormatError, match="format 3"):
+    with pytest.raises(fe.FormatError, match=f"format {number}, this version reads 2"):
         fe.load(path)
 
 
