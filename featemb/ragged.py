@@ -29,7 +29,6 @@ class RaggedSize:
 
     def __init__(self, cardinalities: Sequence[int], codec: Codec) -> None:
         self.cardinalities, self.codec = tuple(cardinalities), codec
-        self._rows: dict[int, tuple[int, int]] = {}
 
     def __call__(self, widths: Sequence[int], kept: Sequence[int]) -> int:
         """Return the bytes of features of ``widths[f]`` columns and ``kept[f]`` rows."""
@@ -42,21 +41,7 @@ class RaggedSize:
 
     def group(self, width: int, rows: int, total: int) -> int:
         """Return the bytes of ``rows`` kept rows of ``total``, of one width."""
-        fixed, each = self._row_bytes(width)
-        return fixed + each * rows + index_bytes(rows, total)
-
-    def _row_bytes(self, width: int) -> tuple[int, int]:
-        """Return the bytes of a table and of each of its rows: codecs are linear in the rows."""
-        if width not in self._rows:
-            few, more = (
-                sum(
-                    b.numel() * b.element_size()
-                    for b in self.codec.encode(torch.empty(rows, width, device="meta")).buffers()
-                )
-                for rows in (2, 3)
-            )
-            self._rows[width] = (few - 2 * (more - few), more - few)
-        return self._rows[width]
+        return self.codec.stored_bytes(rows, width) + index_bytes(rows, total)
 
 
 def ragged_source(

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from featemb.codecs.base import Codec
 from featemb.errors import BudgetError
 from featemb.frequency import hot_start
@@ -52,7 +50,7 @@ class WidthBytes:
 
     A feature takes ``n_f row(w_f) + 4 w_f D`` bytes (and 4 D with a bias), or ``n_f row(D)`` where
     ``w_f = D``: then it needs no projection. Widths that take no fewer bytes than D are D. Features
-    of one width share a table, to which some codecs add bytes.
+    of one width share a table, whose bytes some codecs do not add up by rows.
 
     Args:
         schema: the features.
@@ -64,32 +62,22 @@ class WidthBytes:
     def __init__(self, schema: Schema, dim: int, codec: Codec, bias: bool = False) -> None:
         self.schema, self.dim, self.codec, self.bias = schema, dim, codec, bias
         self.cardinalities = schema.cardinalities
-        self._table: dict[int, tuple[int, int]] = {}
 
     def __call__(self, widths: Sequence[int]) -> int:
         """Return the bytes of all features, without the columns of some ids."""
-        features = sum(self.of(feature, width) for feature, width in enumerate(widths))
-        return features + sum(self.table(width)[0] for width in set(widths))
+        rows: Counter[int] = Counter()
+        for ids, width in zip(self.cardinalities, widths, strict=True):
+            rows[width] += ids
+        tables = sum(self.codec.stored_bytes(ids, width) for width, ids in rows.items())
+        return tables + sum(map(self._projection, widths))
 
     def of(self, feature: int, width: int) -> int:
-        """Return the bytes of one feature, without those of the table itself."""
-        rows = self.cardinalities[feature] * self.table(width)[1]
-        if width == self.dim:
-            return rows
-        return rows + _NUMBER * self.dim * (width + self.bias)
+        """Return the bytes of one feature with a table of its own."""
+        rows = self.codec.stored_bytes(self.cardinalities[feature], width)
+        return rows + self._projection(width)
 
-    def table(self, width: int) -> tuple[int, int]:
-        """Return the bytes of a table and of each of its rows: codecs are linear in the rows."""
-        if width not in self._table:
-            few, more = (
-                sum(
-                    one.numel() * one.element_size()
-                    for one in self.codec.encode(torch.empty(n, width, device="meta")).buffers()
-                )
-                for n in (2, 3)
-            )
-            self._table[width] = (few - 2 * (more - few), more - few)
-        return self._table[width]
+    def _projection(self, width: int) -> int:
+        return 0 if width == self.dim else _NUMBER * self.dim * (width + self.bias)
 
     def real(self, feature: int, width: int) -> int:
         """Return the width, or D where that takes no more bytes."""
@@ -129,20 +117,14 @@ class WidthBytes:
             floor = limit - left
             text = f"{name} at width {self.dim} needs at least {floor:,} bytes"
             raise BudgetError(f"{text}, the limit is {limit:,}", floor)
-        used = Counter(widths)
         for feature in order:
             width = widths[feature]
             if width == self.dim:
                 continue
-            wider = self.real(feature, width + 1)
-            more = self.of(feature, wider) - self.of(feature, width)
-            more += 0 if used[wider] else self.table(wider)[0]
-            more -= self.table(width)[0] if used[width] == 1 else 0
-            if more > left:
-                return self._columns(tuple(widths), feature, left)
-            widths[feature], left = wider, left - more
-            used[wider] += 1
-            used[width] -= 1
+            widths[feature] = self.real(feature, width + 1)
+            if self(widths) > limit:
+                widths[feature] = width
+                return self._columns(tuple(widths), feature, limit - self(widths))
         return Widths(tuple(widths))
 
     def _columns(self, widths: tuple[int, ...], feature: int, left: int) -> Widths:
@@ -154,22 +136,31 @@ class WidthBytes:
         ids = self.cardinalities[feature]
         found = Widths(widths)
         for columns in range(1, self.dim - widths[feature] + 1):
-            fixed, each = self.table(columns)
-            room = left - fixed - _NUMBER * self.dim * columns
-            hot = min(room // each, ids)
+            room = left - _NUMBER * self.dim * columns
+            hot = self._rows_within(room, columns, ids)
             if hot < 1:
                 break
             found = Widths(widths, feature, hot, columns)
             if hot < ids:
-                return self._marked(found, room, each)
+                return self._marked(found, room)
         return found
 
-    def _marked(self, found: Widths, room: int, each: int) -> Widths:
+    def _rows_within(self, room: int, width: int, most: int) -> int:
+        """Return how many rows of a width, at most so many, take no more bytes than there are."""
+        low, high = 0, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.codec.stored_bytes(middle, width) <= room
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _marked(self, found: Widths, room: int) -> Widths:
         """Leave bytes for the bitmap that tells the most frequent ids, where one is needed."""
         feature, ids = self.schema.features[found.feature], self.cardinalities[found.feature]
         if hot_start(feature, found.hot) is not None:
             return found
-        marked = min((room - _WORD_BYTES * -(-ids // 64)) // each, ids - 1)
+        left = room - _WORD_BYTES * -(-ids // 64)
+        marked = self._rows_within(left, found.columns, ids - 1)
         if 2 * marked < found.hot:
             return replace(found, frequent=False)
         return replace(found, hot=marked)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import featemb as fe
 from featemb.codecs.base import codec_by_name
-from featemb.codecs.binary import Binary, RecurrentRows, SignRows, all_levels
+from featemb.codecs.binary import Binary, RecurrentRows, SignRows
 from featemb.codecs.recurrent import Recurrence, encode_rows, fit_recurrence
 from featemb.memory import module_bytes
+from featemb.signs import all_levels
 
 
 def table_of(rows: int = 500, width: int = 12, seed: int = 0) -> Tensor:

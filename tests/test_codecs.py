@@ -291,3 +291,14 @@ def test_the_largest_half_is_in_range(value: float) -> None:
 def test_unknown_codecs_name_the_nearest() -> None:
     with pytest.raises(fe.ConfigError, match="did you mean 'int8'"):
         fe.check.Case("full").layer().freeze("int9")
+
+
+@pytest.mark.parametrize(
+    "name", [*fe.codecs(), "int8(scales=block, block=3)", "int2(scales=table)"]
+)
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_bytes_are_known_from_the_shape(name: str, rows: int, width: int) -> None:
+    codec = codec_by_name(name)
+    part = codec.encode(torch.empty(rows, width, device="meta"))
+    assert codec.stored_bytes(rows, width) == sum(module_bytes(part).values())

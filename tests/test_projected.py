@@ -150,7 +150,7 @@ def test_limits_are_met_to_the_number(bias: bool, counts: str, codec: str) -> No
     size = WidthBytes(schema, DIM, form, bias)
     order = by_threshold(4, DIM, lambda f, w: w * 1.0)
     floor, full = size(size.narrowest()), size((DIM,) * 4)
-    row = 4 * DIM + sum(size.table(DIM))
+    row = 4 * DIM + form.stored_bytes(1, DIM)
     for limit in range(floor, full, max(1, (full - floor) // 25)):
         widths = size.fit(limit, order, "mine")
         context = BuildContext(schema, DIM, 0, torch.device("cpu"), form)
@@ -159,7 +159,7 @@ def test_limits_are_met_to_the_number(bias: bool, counts: str, codec: str) -> No
         used = frozen.memory().serving
         assert limit - row < used <= limit, widths
         if widths.hot and not isinstance(source.hot, fe.parts.hot.HotBitmap):
-            assert limit - size.table(widths.columns)[1] < used
+            assert limit - form.stored_bytes(1, widths.columns) < used
     assert size.fit(full + 99, order, "mine") == Widths((DIM,) * 4)
     with pytest.raises(fe.BudgetError, match="mine at width 16") as error:
         size.fit(floor - 1, order, "mine")

@@ -35,6 +35,11 @@ class Codec(Config):
         """
         raise NotImplementedError
 
+    def stored_bytes(self, rows: int, width: int) -> int:
+        """Return the bytes of a table ``[rows, width]``: those of its stored form."""
+        part = self.encode(torch.empty(rows, width, device="meta"))
+        return sum(one.numel() * one.element_size() for one in part.buffers())
+
     def error_bound(self, table: Tensor) -> Tensor:
         """Return the largest absolute error of each element, broadcastable to ``[R, C]``."""
         raise NotImplementedError

@@ -19,9 +19,8 @@ from featemb.codecs.weighted import CountingCodec, largest_errors
 from featemb.config import register
 from featemb.parts.base import Part
 from featemb.parts.packed import PackedCodes
+from featemb.signs import all_levels, nearest_signs, row_scales, table_scales, weighted_mean
 
-_ROUNDS = 8
-_HALF_MAX = 65504.0
 _SCALE_BYTES = 2
 
 
@@ -178,26 +177,18 @@ class Binary(CountingCodec):
         )
 
 
-def all_levels(scales: Tensor) -> Tensor:
-    """Return the sums of scales ``[N, K]`` with all signs, ``[N, 2^K]``: bit k set adds a_k."""
-    levels = scales.new_zeros(scales.shape[0], 1)
-    for scale in scales.unbind(1):
-        levels = torch.cat([levels - scale[:, None], levels + scale[:, None]], 1)
-    return levels
-
-
 def _greedy(table: Tensor, weights: Tensor | None, bits: int, empty: SignRows) -> SignRows:
     scaled, factor = in_range(table)
-    mean = _mean(scaled, weights)
+    mean = weighted_mean(scaled, weights)
     unit = float((scaled - mean).abs().max()) or 1.0
     shared = empty.scales.shape[0] == 1
     parts = []
     if shared:
-        scales = _table_scales((scaled - mean) / unit, weights, bits)
+        scales = table_scales((scaled - mean) / unit, weights, bits)
     for first, some in blocks(scaled):
         rows = (some - mean) / unit
-        own = scales.expand(len(rows), -1) if shared else _row_scales(rows, bits)
-        codes = _nearest(rows, own.half().float())
+        own = scales.expand(len(rows), -1) if shared else row_scales(rows, bits)
+        codes = nearest_signs(rows, own.half().float())
         empty.codes.write(codes.flatten(), 0, first * table.shape[1])  # type: ignore[operator]
         parts.append(own.half())
     return SignRows(
@@ -206,94 +197,6 @@ def _greedy(table: Tensor, weights: Tensor | None, bits: int, empty: SignRows) -
         mean=mean * factor,
         unit=empty.unit * unit * factor,
     )
-
-
-def _mean(table: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None or not bool(weights.any()):
-        return table.double().mean(0).float()
-    own = weights[:, None].to(table.device)
-    return ((table.double() * own).sum(0) / own.sum()).float()
-
-
-def _start(rows: Tensor, bits: int) -> Tensor:
-    """Return the greedy scales ``[N, K]`` of rows ``[N, C]``."""
-    left, scales = rows, []
-    for _ in range(bits):
-        scale = left.abs().mean(1, keepdim=True)
-        left = left - scale * torch.where(left < 0, -1.0, 1.0)
-        scales.append(scale)
-    return torch.cat(scales, 1)
-
-
-def _nearest(rows: Tensor, scales: Tensor) -> Tensor:
-    """Return the codes int64 ``[N, C]`` of the nearest levels."""
-    distance = (rows[..., None] - all_levels(scales)[:, None]).abs()
-    return distance.argmin(2)
-
-
-def _signs(codes: Tensor, bits: int) -> Tensor:
-    """Return the signs ``[N, C, K]`` of codes."""
-    shifts = torch.arange(bits, device=codes.device)
-    return ((codes[..., None] >> shifts) & 1).float() * 2 - 1
-
-
-def _solved(moments: Tensor, sides: Tensor) -> Tensor:
-    """Solve for scales; equal signs of two stages leave their sum, which a ridge divides."""
-    ridge = torch.eye(moments.shape[-1], dtype=torch.float64, device=moments.device) * 1e-9
-    scaled = ridge * moments.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=1e-30)
-    found: Tensor = torch.linalg.solve(moments + scaled, sides[..., None])[..., 0]
-    return found
-
-
-def _row_scales(rows: Tensor, bits: int) -> Tensor:
-    """Return scales ``[N, K]`` of rows, each with the least error that its rounds met."""
-    scales = best = _start(rows, bits)
-    least = _errors(rows, best)
-    for _ in range(_ROUNDS):
-        signs = _signs(_nearest(rows, scales), bits).double()
-        moments = signs.transpose(1, 2) @ signs
-        sides = (signs.transpose(1, 2) @ rows.double()[..., None])[..., 0]
-        scales = _solved(moments, sides).float().clamp(-_HALF_MAX, _HALF_MAX)
-        error = _errors(rows, scales)
-        best = torch.where((error < least)[:, None], scales, best)
-        least = torch.minimum(error, least)
-    return best
-
-
-def _errors(rows: Tensor, scales: Tensor) -> Tensor:
-    """Return the squared error of each row with its rounded scales."""
-    used = scales.half().float()
-    found = all_levels(used).gather(1, _nearest(rows, used))
-    return (found - rows).double().square().sum(1)
-
-
-def _table_scales(table: Tensor, weights: Tensor | None, bits: int) -> Tensor:
-    """Return the scales ``[1, K]`` of a whole table."""
-    sample = table if len(table) <= 1 << 17 else table[:: len(table) >> 17]
-    mass = None if weights is None else weights.to(table.device)
-    if mass is not None and len(sample) < len(table):
-        mass = mass[:: len(table) >> 17]
-    scales = best = _start(sample.reshape(1, -1), bits)
-    least = float("inf")
-    for _ in range(_ROUNDS + 1):
-        used = scales.half().float()
-        error = 0.0
-        moments = torch.zeros(bits, bits, dtype=torch.float64, device=table.device)
-        sides = torch.zeros(bits, dtype=torch.float64, device=table.device)
-        for first, some in blocks(sample):
-            own = torch.ones(len(some), device=some.device).double()
-            own = own if mass is None else mass[first : first + len(some)].double()
-            codes = _nearest(some, used.expand(len(some), -1))
-            signs = _signs(codes, bits).double()
-            weighed = signs * own[:, None, None]
-            moments += torch.einsum("nck,ncl->kl", weighed, signs)
-            sides += torch.einsum("nck,nc->k", weighed, some.double())
-            left = some - (signs.float() * used[:, None]).sum(2)
-            error = error + float((left.double().square().sum(1) * own).sum())
-        if error < least:
-            least, best = error, scales
-        scales = _solved(moments[None], sides[None]).float().clamp(-_HALF_MAX, _HALF_MAX)
-    return best
 
 
 def _recurrent(

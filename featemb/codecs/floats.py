@@ -54,6 +54,10 @@ class Fp32(Codec):
         check_finite(table)
         return FloatRows(weight=table.detach().clone())
 
+    def stored_bytes(self, rows: int, width: int) -> int:
+        """Return 4 bytes a number."""
+        return 4 * rows * width
+
     def error_bound(self, table: Tensor) -> Tensor:
         """Zero."""
         return torch.zeros(1)
@@ -73,6 +77,10 @@ class Fp16(Codec):
         _check_range(half, "fp16 (65504); use bf16 or fp32")
         return FloatRows(weight=half)
 
+    def stored_bytes(self, rows: int, width: int) -> int:
+        """Return 2 bytes a number."""
+        return 2 * rows * width
+
     def error_bound(self, table: Tensor) -> Tensor:
         """``|x| 2^-11 + 2^-25``, the second term for subnormal numbers."""
         return table.abs() * 2**-11 + 2**-25
@@ -91,6 +99,10 @@ class Bf16(Codec):
         brain = table.detach().bfloat16()
         _check_range(brain, "bf16 (3.39e38); use fp32")
         return FloatRows(weight=brain)
+
+    def stored_bytes(self, rows: int, width: int) -> int:
+        """Return 2 bytes a number."""
+        return 2 * rows * width
 
     def error_bound(self, table: Tensor) -> Tensor:
         """``|x| 2^-8 + 2^-133``, the second term for subnormal numbers."""

@@ -139,6 +139,11 @@ class _Integers(Codec):
             return self.scales
         return "row" if code_bytes(width, self.bits) > pair_bytes(self.bits) else "block"
 
+    def stored_bytes(self, rows: int, width: int) -> int:
+        """Return the bytes of a table ``[rows, width]``, for searches over many sizes."""
+        shared = self._shared(rows, width)
+        return rows * code_bytes(width, self.bits) + -(-rows // shared) * pair_bytes(self.bits)
+
     def encode(self, table: Tensor) -> Part:
         """Quantise a table ``[R, C]``."""
         check_finite(table)
@@ -154,7 +159,7 @@ class _Integers(Codec):
         )
         for chunk in _chunks(table):
             rows = torch.arange(chunk.start, chunk.stop, device=table.device)
-            own = pairs[rows // self._shared(table)]
+            own = pairs[rows // self._shared(*table.shape)]
             scale, bias = own.to(table).tensor_split(2, dim=1)
             number = (table[chunk] - bias) / torch.where(scale > 0, scale, 1.0)
             stored[chunk, :each] = pack(number.round().clamp(0, 2**self.bits - 1), self.bits)
@@ -163,26 +168,29 @@ class _Integers(Codec):
         if fused:
             return IntRows(rows=stored, bits=self.bits, width=width)
         return BlockIntRows(
-            codes=stored, scales=pairs, block=self._shared(table), bits=self.bits, width=width
+            codes=stored,
+            scales=pairs,
+            block=self._shared(*table.shape),
+            bits=self.bits,
+            width=width,
         )
 
     def error_bound(self, table: Tensor) -> Tensor:
         """Half a scale, and the rounding of the fp32 arithmetic on top."""
         pairs = self._pairs(table.detach()).float()
-        rows = torch.arange(table.shape[0], device=table.device) // self._shared(table)
+        rows = torch.arange(table.shape[0], device=table.device) // self._shared(*table.shape)
         scale, bias = pairs[rows, :1], pairs[rows, 1:]
         reach = bias.abs() + scale * 2**self.bits
         bound: Tensor = scale * 0.5 + reach * 2**-21 + _UNDERFLOW
         return bound
 
-    def _shared(self, table: Tensor) -> int:
+    def _shared(self, rows: int, width: int) -> int:
         """Return how many rows in succession share a pair."""
-        rows = {"row": 1, "block": self.block, "table": table.shape[0]}
-        return max(1, rows[self.sharing(table.shape[1])])
+        return max(1, {"row": 1, "block": self.block, "table": rows}[self.sharing(width)])
 
     def _pairs(self, table: Tensor) -> Tensor:
         """Return the scale and the bias of every row, block or table, ``[S, 2]``."""
-        shared = self._shared(table)
+        shared = self._shared(*table.shape)
         low, high = _extremes(table, shared)
         top = 2**self.bits - 1
         if self.bits == 8:
