@@ -13,6 +13,7 @@ from featemb.budget import parse_bytes
 from featemb.codecs.base import codec_by_name
 from featemb.errors import ConfigError, nearest
 from featemb.grammar import write
+from featemb.history import check_anneal
 from featemb.optim import OPTIMIZERS
 from featemb.spec import Spec, parse
 
@@ -54,6 +55,7 @@ class RunConfig:
         optimizer: name as in `featemb.optim.build`.
         patience: evaluations in a row without a better validation AUC before a stage stops.
         lr_decay: factor of the learning rate after such an evaluation.
+        anneal: share of a stage's epochs in which the learning rate falls to zero (`featemb.fit`).
         eval_every: training steps between evaluations; None: once an epoch.
         eval_batch_size: samples of an evaluation step.
         rows: train on this many rows, drawn at random from the training split by ``seed``; None:
@@ -84,6 +86,7 @@ class RunConfig:
     optimizer: str = "row_adam"
     patience: int = 2
     lr_decay: float = 1.0
+    anneal: float = 0.0
     eval_every: int | None = None
     eval_batch_size: int = 16384
     rows: int | None = None
@@ -105,6 +108,7 @@ class RunConfig:
         self._require(
             "lr_decay", "between 0 and 1", _is_number(self.lr_decay) and self.lr_decay <= 1
         )
+        check_anneal(self.anneal, self.lr_decay)
         if self.optimizer not in OPTIMIZERS:
             hint = nearest(str(self.optimizer), OPTIMIZERS)
             raise ConfigError(f"unknown optimizer {self.optimizer!r}; {hint}")
@@ -164,7 +168,9 @@ class RunConfig:
         """Return the settings that decide the answer: all but the place of computation."""
         settings = {name: value for name, value in self.to_dict().items() if name not in PLACE}
         settings["codecs"] = list(self.codecs)
-        return settings if self.codecs else {k: v for k, v in settings.items() if k != "codecs"}
+        # what came after the first records counts only where it is used: run ids stay
+        unused = [name for name in ("codecs", "anneal") if not settings[name]]
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def at(self, device: str | None = None, threads: int | None = None) -> RunConfig:
         """Return the same run for another place of computation."""

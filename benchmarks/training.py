@@ -90,7 +90,7 @@ def train(
 
 _FIT = (
     *("epochs", "lr", "weight_decay", "net_weight_decay", "optimizer"),
-    *("patience", "lr_decay", "eval_every"),
+    *("patience", "lr_decay", "anneal", "eval_every"),
 )
 
 

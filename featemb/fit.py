@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from featemb.checkpoint import Checkpoint
-from featemb.history import Batches, History, Settings
+from featemb.history import Batches, History, Settings, check_anneal
 from featemb.loop import Loop
 
 
@@ -29,6 +29,7 @@ def fit(
     optimizer: str = "row_adam",
     patience: int = 2,
     lr_decay: float = 1.0,
+    anneal: float = 0.0,
     eval_every: int | None = None,
     on_record: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -51,7 +52,9 @@ def fit(
         optimizer: name as in `featemb.optim.build`.
         patience: stop after this many evaluations in a row without a better score.
         lr_decay: learning rates are multiplied by this after an evaluation without a better
-            score (reduce on plateau; BARS uses 0.1).
+            score (reduce on plateau; BARS uses 0.1). Not together with ``anneal``.
+        anneal: share of a stage's epochs, the last ones, in which the learning rates fall to zero in
+            equal steps. Patience that runs out before them begins them; they are run to their end.
         eval_every: steps between evaluations; None evaluates after every epoch.
         on_record: called with every new record of the history, and with those of a checkpoint
             first; what it adds to a record (numbers and texts) is kept.
@@ -61,11 +64,13 @@ def fit(
             arguments must be the same; epochs may be more for a stage under way.
 
     Raises:
+        ConfigError: ``anneal`` is out of range, or given together with ``lr_decay``.
         RunError: the model holds no embedding layer, a stage needs held-out batches or an
             ``evaluate`` that were not given, or the loss is not finite.
         FormatError: the checkpoint is not one, or of another model or training.
     """
     steps = (epochs, lr, weight_decay, net_weight_decay, optimizer)
     stops = (patience, lr_decay, eval_every)
-    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record)
+    check_anneal(anneal, lr_decay)
+    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record, anneal)
     return Loop(model, settings, None if checkpoint is None else Checkpoint(checkpoint)).run()

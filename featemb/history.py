@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from featemb.errors import ConfigError
+
 
 class Batch(Protocol):
     """What the loop needs of a batch."""
@@ -64,6 +66,7 @@ class Place:
         step: steps of the stage that are done.
         stale: evaluations in a row without a better score.
         made: number of the stage that made the optimizers.
+        anneal_from: epoch from which the learning rates fall to zero, None before the stage.
     """
 
     stage: int = 0
@@ -72,6 +75,7 @@ class Place:
     step: int = 0
     stale: int = 0
     made: int = 0
+    anneal_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Settings:
     lr_decay: float
     eval_every: int | None
     on_record: Callable[[dict[str, Any]], None] | None
+    anneal: float = 0.0
 
     def fixed(self) -> dict[str, Any]:
         """Return those that must be the same where a training goes on."""
@@ -98,5 +103,17 @@ class Settings:
 
 _FIXED = (
     *("lr", "weight_decay", "net_weight_decay", "optimizer"),
-    *("patience", "lr_decay", "eval_every"),
+    *("patience", "lr_decay", "eval_every", "anneal"),
 )
+
+
+def check_anneal(anneal: float, lr_decay: float) -> None:
+    """Refuse an annealing that is no share, or that plateaus would change.
+
+    Raises:
+        ConfigError: names the setting and the value.
+    """
+    if isinstance(anneal, bool) or not isinstance(anneal, (int, float)) or not 0 <= anneal < 1:
+        raise ConfigError(f"anneal must be a share of the epochs, 0 <= anneal < 1, got {anneal!r}")
+    if anneal and lr_decay != 1:
+        raise ConfigError(f"give anneal or lr_decay, not both: got {anneal=} and {lr_decay=}")

@@ -130,10 +130,9 @@ class Loop:
             self.history.best_score, self.history.best_epoch = None, 0
         self.model.train()
         held_out = islice(self._held_out(), at.step, None) if stage.held_out else None
-        for epoch in range(at.epoch, stage.epochs or settings.epochs):
-            if at.stale >= settings.patience:
-                break
-            skip, at.epoch = at.batch, epoch
+        while self._goes_on(stage):
+            skip, epoch = at.batch, at.epoch
+            self._anneal(stage)
             for number, batch in enumerate(settings.batches(epoch), start=1):
                 if number <= skip:
                     continue
@@ -141,17 +140,44 @@ class Loop:
                 self._step(batch, None if held_out is None else next(held_out))
                 if settings.eval_every and at.step % settings.eval_every == 0:
                     self._judge(stage)
-                    if at.stale >= settings.patience:
+                    if not self._goes_on(stage):
                         break
             else:
                 if self.losses:
                     self._judge(stage, epoch_ends=True)
                 at.epoch, at.batch = epoch + 1, 0
-        self.history.stopped_early = at.stale >= settings.patience
+        self.history.stopped_early = not self._annealing(stage) and at.stale >= settings.patience
         self.history.steps += at.step
         if self.best is not None:
             self.model.load_state_dict(self.best)
         self.best = None
+
+    def _annealing(self, stage: Stage) -> int:
+        """Return how many epochs at the end of a stage the learning rates fall."""
+        return round(self.settings.anneal * self._epochs(stage))
+
+    def _epochs(self, stage: Stage) -> int:
+        return stage.epochs or self.settings.epochs
+
+    def _goes_on(self, stage: Stage) -> bool:
+        """Whether there is another epoch; a stage that stops early still anneals."""
+        at, falling = self.at, self._annealing(stage)
+        latest = self._epochs(stage) - falling
+        if not falling:
+            return at.epoch < latest and at.stale < self.settings.patience
+        if at.anneal_from is None and (at.epoch >= latest or at.stale >= self.settings.patience):
+            at.anneal_from = at.epoch + bool(at.batch)
+        return at.anneal_from is None or at.epoch < at.anneal_from + falling
+
+    def _anneal(self, stage: Stage) -> None:
+        """Set the learning rates of an epoch: those of the optimizers' making, times a step."""
+        falling = self._annealing(stage)
+        if not falling:
+            return
+        begun = self.at.anneal_from
+        factor = 1.0 if begun is None else 1 - (self.at.epoch - begun + 0.5) / falling
+        for group in (g for one in self.optimizers for g in one.param_groups):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * min(factor, 1.0)
 
     def _held_out(self) -> Iterator[Batch]:
         """Go over the held-out batches again and again.

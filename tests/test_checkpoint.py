@@ -130,6 +130,14 @@ CASES = {
     "stops early": Case(
         method("full"), scores=PLATEAU, arguments={"epochs": 9, "lr_decay": 0.1, "eval_every": 2}
     ),
+    "annealing": Case(
+        method("full"),
+        scores=[*PLATEAU, *PLATEAU],
+        arguments={"epochs": 9, "lr_decay": 1.0, "anneal": 0.4, "eval_every": 4},
+    ),
+    "all kinds of stages, annealing": Case(
+        Searching, arguments={"lr_decay": 1.0, "anneal": 0.4, "eval_every": 3}
+    ),
     "adagrad": Case(
         method("unified(lookups=2)"),
         LinearReader,

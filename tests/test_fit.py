@@ -169,3 +169,46 @@ def test_evaluations_within_an_epoch() -> None:
     short = fe.fit(model(), lambda epoch: DATA, lambda: 0.5, epochs=2, eval_every=5, patience=1)
     assert [record["step"] for record in short.records] == [5, 10]
     assert short.stopped_early
+
+
+def learning_rates(evaluations: list[float], **settings: Any) -> list[float]:
+    """Return the learning rate of every epoch's steps."""
+    net, seen = model(), []
+    scores = iter(evaluations)
+    original = fe.optim.RowAdam.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fe.optim.RowAdam, "step", step)
+        fe.fit(net, lambda epoch: DATA, lambda: next(scores), lr=0.8, **settings)
+    epochs = [seen[i : i + len(DATA)] for i in range(0, len(seen), len(DATA))]
+    assert all(len(set(epoch)) == 1 for epoch in epochs)
+    return [round(epoch[0], 6) for epoch in epochs]
+
+
+def test_learning_rates_are_annealed_at_the_end_of_a_stage() -> None:
+    rising = [0.5 + 0.01 * n for n in range(8)]
+    falling = [0.7, 0.5, 0.3, 0.1]
+    assert learning_rates(rising, epochs=8, anneal=0.5) == [0.8] * 4 + falling
+    assert learning_rates(rising, epochs=3, anneal=0.3) == [0.8, 0.8, 0.4]
+    assert learning_rates(rising, epochs=2) == [0.8, 0.8]
+
+
+def test_a_stage_that_stops_early_is_annealed_to_its_end() -> None:
+    scores = [0.5, 0.4, 0.3, 0.6, 0.2, 0.1, 0.1]
+    rates = learning_rates(scores, epochs=12, anneal=0.33, patience=2)
+    assert rates == [0.8, 0.8, 0.8, 0.7, 0.5, 0.3, 0.1]  # patience runs out after the third
+
+
+@pytest.mark.parametrize("settings", [{"anneal": 1.0}, {"anneal": -0.1}, {"anneal": True}])
+def test_annealing_is_a_share(settings: dict[str, Any]) -> None:
+    with pytest.raises(fe.ConfigError, match="anneal must be a share"):
+        fe.fit(model(), lambda epoch: DATA, **settings)
+
+
+def test_annealing_and_plateaus_exclude_each_other() -> None:
+    with pytest.raises(fe.ConfigError, match="anneal or lr_decay, not both"):
+        fe.fit(model(), lambda epoch: DATA, anneal=0.5, lr_decay=0.1)

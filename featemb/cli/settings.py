@@ -23,6 +23,10 @@ OPTIMIZER = typer.Option(
     None, help="row_adam, row_adagrad, row_rmsprop, row_sgd or dense_adam [row_adam]."
 )
 PATIENCE = typer.Option(None, help="Evaluations without a better validation AUC to stop at [2].")
+ANNEAL = typer.Option(
+    None,
+    help="Share of a stage's epochs, at its end, in which the learning rate falls to zero [0].",
+)
 ROWS = typer.Option(None, help="Train on this many rows, drawn at random [all].")
 DEVICE = typer.Option(None, help="cpu, cuda or cuda:<number> [cpu].")
 THREADS = typer.Option(None, help="CPU threads of torch [torch's choice].")
