@@ -53,8 +53,9 @@ def fit(
         patience: stop after this many evaluations in a row without a better score.
         lr_decay: learning rates are multiplied by this after an evaluation without a better
             score (reduce on plateau; BARS uses 0.1). Not together with ``anneal``.
-        anneal: share of a stage's epochs, the last ones, in which the learning rates fall to zero in
-            equal steps. Patience that runs out before them begins them; they are run to their end.
+        anneal: share of a stage's epochs, the last ones, in which the learning rates fall to zero
+            in equal steps. Patience that runs out before them begins them; they are run to their
+            end.
         eval_every: steps between evaluations; None evaluates after every epoch.
         on_record: called with every new record of the history, and with those of a checkpoint
             first; what it adds to a record (numbers and texts) is kept.

@@ -132,7 +132,7 @@ CASES = {
     ),
     "annealing": Case(
         method("full"),
-        scores=[*PLATEAU, *PLATEAU],
+        scores=PLATEAU * 4,
         arguments={"epochs": 9, "lr_decay": 1.0, "anneal": 0.4, "eval_every": 4},
     ),
     "all kinds of stages, annealing": Case(
