@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,30 +84,17 @@ def _difference(compared: AgainstFull | None) -> tuple[str, str, str]:
     )
 
 
-def plan_table(configs: Iterable[RunConfig], folder: Path, retry_failed: bool) -> tuple[Table, str]:
-    """Return the runs of a sweep with their state, and a line on their number and time."""
+def plan_table(configs: Iterable[RunConfig], folder: Path, retry_failed: bool) -> Table:
+    """Return the runs of a sweep with their state."""
     table = Table("run", "method", "size", "state")
-    states: list[str] = []
-    seconds: dict[tuple[str, str], list[float]] = {}
-    todo: list[tuple[str, str]] = []
     for config in configs:
         name = run_id(config)
         state = records.status(folder, name) or "to do"
         if state == "failed" and retry_failed:
             state = "to do again"
-        if state == "ok":
-            spent = records.read(folder / name)["timings"]["total"]
-            seconds.setdefault((config.data, config.model), []).append(spent)
-        elif state.startswith("to do"):
-            todo.append((config.data, config.model))
-        states.append(state)
         size = f"ratio {config.ratio:g}" if config.ratio else _budget(config)
         table.add_row(name, config.method, size, state)
-    note = f"{len(states)} runs, {len(todo)} to do"
-    if todo and all(key in seconds for key in todo):
-        total = sum(statistics.mean(seconds[key]) for key in todo)
-        note += f"; about {total / 60:.1f} minutes in one process, as the runs that are done"
-    return table, note
+    return table
 
 
 def _budget(config: RunConfig) -> str:

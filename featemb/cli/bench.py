@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _LOG_WIDTH = 120
+_WORTH_PROBING = 12  # runs to do; fewer are done soon, whatever they take
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +78,7 @@ def bench(
     folder = out or Path("runs") / (file.stem if file else "bench")
     configs = grid.runs()
     if dry_run:
-        _list(configs, folder, retry_failed)
+        _list(configs, folder, retry_failed, jobs)
     else:
         _sweep(configs, folder, quiet, retry_failed=retry_failed, jobs=jobs, checkpoint=checkpoint)
 
@@ -113,25 +114,45 @@ def _grid(
     )
 
 
-def _list(configs: list[RunConfig], folder: Path, retry_failed: bool) -> None:
+def _list(configs: list[RunConfig], folder: Path, retry_failed: bool, jobs: int) -> None:
     from rich.console import Console
 
     from featemb.benchmarks.summary import plan_table
 
-    table, note = plan_table(configs, folder, retry_failed)
-    Console().print(table)
-    typer.echo(note)
+    Console().print(plan_table(configs, folder, retry_failed))
+    _estimate(configs, folder, retry_failed, jobs)
 
 
-def _sweep(configs: list[RunConfig], folder: Path, quiet: bool, **options: Any) -> None:
+def _estimate(configs: list[RunConfig], folder: Path, retry_failed: bool, jobs: int) -> None:
+    """Say how long the runs will take; time some steps where many of them are to do."""
+    from featemb.benchmarks.estimate import estimate, to_do
+
+    todo, done = to_do(configs, folder, retry_failed)
+    found = estimate(todo, done, probe=len(todo) >= _WORTH_PROBING)
+    typer.echo(f"{len(configs)} runs, {found.text(jobs)}")
+
+
+def _sweep(
+    configs: list[RunConfig],
+    folder: Path,
+    quiet: bool,
+    *,
+    retry_failed: bool,
+    jobs: int,
+    **options: Any,
+) -> None:
     from rich.console import Console
 
     from featemb.benchmarks.progress import watcher
     from featemb.benchmarks.summary import comparison_tables
     from featemb.benchmarks.sweep import sweep
 
+    if not quiet:
+        _estimate(configs, folder, retry_failed, jobs)
     with watcher(len(configs), quiet) as watch:
-        found = sweep(configs, folder, progress=watch, **options)
+        found = sweep(
+            configs, folder, progress=watch, retry_failed=retry_failed, jobs=jobs, **options
+        )
     if not quiet:
         console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
         for table in comparison_tables(found, folder):
