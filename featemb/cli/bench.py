@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,36 +75,37 @@ def bench(
     axes: dict[str, list[Any] | None] = {"data": data, "models": model, "methods": method}
     axes |= {"ratios": ratio, "budgets": budget, "seeds": seed}
     options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
-    grid = _grid(file, axes, train, settings.model_settings(model_set), options)
+    grids = _grids(file, axes, train, settings.model_settings(model_set), options)
     folder = out or Path("runs") / (file.stem if file else "bench")
-    configs = grid.runs()
+    configs = list(dict.fromkeys(run for grid in grids for run in grid.runs()))
     if dry_run:
         _list(configs, folder, retry_failed, jobs)
     else:
         _sweep(configs, folder, quiet, retry_failed=retry_failed, jobs=jobs, checkpoint=checkpoint)
 
 
-def _grid(
+def _grids(
     file: Path | None,
     axes: dict[str, list[Any] | None],
     train: dict[str, Any],
     model: dict[str, Any],
     options: dict[str, Any],
-) -> Grid:
-    """Merge the file and the flags; a size flag replaces both ratios and budgets of the file."""
-    from dataclasses import replace
-
-    from featemb.benchmarks.grid import Grid
+) -> list[Grid]:
+    """Merge the file's parts and the flags; a size flag replaces both ratios and budgets."""
+    from featemb.benchmarks.grid import Grid, grids
 
     given: dict[str, Any] = {axis: tuple(values) for axis, values in axes.items() if values}
     if file is None and "data" not in given:
         raise ConfigError("name a sweep file or at least one --data")
     if "ratios" in given or "budgets" in given:
         given = {"ratios": (), "budgets": ()} | given
-    if file is None:
-        grid = Grid(**given)
-    else:
-        grid = replace(Grid.from_toml(file), **given)
+    parts = [Grid(**given)] if file is None else [replace(part, **given) for part in grids(file)]
+    return [_with_flags(part, train, model, options) for part in parts]
+
+
+def _with_flags(
+    grid: Grid, train: dict[str, Any], model: dict[str, Any], options: dict[str, Any]
+) -> Grid:
     models = {name: {**grid.model_configs.get(name, {}), **model} for name in grid.models}
     data = {name: {**grid.data_options.get(name, {}), **options} for name in grid.data}
     return replace(
