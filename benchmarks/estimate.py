@@ -7,18 +7,17 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from featemb import optim, staging
+from featemb import staging
 from featemb.benchmarks import records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import predict
 from featemb.benchmarks.network import build_network
 from featemb.benchmarks.run import run_id
+from featemb.benchmarks.stepping import Stepper
 from featemb.datasets import Dataset
 from featemb.errors import BudgetError
 from featemb.models import CTRModel
@@ -141,30 +140,7 @@ def probed_seconds(config: RunConfig) -> float:
 
 
 def _step_seconds(net: CTRModel, config: RunConfig, dataset: Dataset) -> float:
-    """Train for some steps as `featemb.fit` does; return the median time of a step."""
-    stage = staging.stages(net)[0]
-    staging.begin(net, stage, net.state_dict())
-    optimizers = optim.build(
-        net, config.lr, config.optimizer, config.weight_decay, config.net_weight_decay, stage
-    )
-    layers = staging.layers(net)
-    times = []
-    batches = dataset.splits["train"].batches(
-        config.batch_size, shuffle=True, seed=config.seed, device=config.device
-    )
-    net.train()
-    for number, batch in enumerate(islice(batches, _WARM_UP + _TIMED), start=1):
-        began = time.perf_counter()
-        inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
-        loss = binary_cross_entropy_with_logits(net(*inputs), batch.label)
-        net.zero_grad()
-        total = loss + sum(layer.penalty() for layer in layers)
-        total.backward()  # type: ignore[no-untyped-call]
-        for layer in layers:
-            layer.after_backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        for layer in layers:
-            layer.after_step(number)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[_WARM_UP:] or times)
+    """Train for some steps; return the median time of a step."""
+    step = Stepper(net, config, dataset)
+    times = [step() for _ in range(_WARM_UP + _TIMED)]
+    return statistics.median(times[_WARM_UP:])
