@@ -140,6 +140,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "rows": {part: len(split) for part, split in dataset.splits.items()},
         "features": schema.num_features,
         "values": sum(schema.cardinalities),
+        "cardinalities": list(schema.cardinalities),
     }
 
 
