@@ -11,6 +11,7 @@ from typing import Any
 
 from featemb import models
 from featemb.benchmarks.config import SETTINGS, RunConfig, refuse_unknown
+from featemb.benchmarks.protocol import Tuning
 from featemb.budget import free_knobs
 from featemb.errors import ConfigError, nearest
 from featemb.spec import parse
@@ -22,7 +23,7 @@ else:
 
 REFERENCE = "full"
 _AXES = ("data", "models", "methods", "ratios", "budgets", "seeds")
-_TABLES = ("sweep", "train", "data", "model", "override", "part")
+_TABLES = ("sweep", "train", "data", "model", "override", "part", "tune")
 _MATCH = ("data", "model", "method")
 # What [train] and an override may set: all that no axis and no other table sets.
 TRAIN = tuple(
@@ -48,6 +49,7 @@ class Grid:
         train: settings of `RunConfig` for all runs.
         overrides: settings for the runs that match: a table of data, model, method (text, or its
             name alone) to match, and settings of `RunConfig`; later ones win.
+        tune: settings that every method tries before the sweep (`featemb.benchmarks.protocol`).
 
     Raises:
         ConfigError: an axis is empty, or a setting is unknown.
@@ -63,6 +65,7 @@ class Grid:
     model_configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Mapping[str, Any], ...] = ()
+    tune: Tuning | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no run would show."""
@@ -75,6 +78,10 @@ class Grid:
         for model in (*self.models, *self.model_configs):
             models.find(model)
         refuse_unknown(self.data_options, self.data, "[data]")
+        if self.tune is not None:
+            self.tune.check_free(self.train, "[train]")
+            for override in self.overrides:
+                self.tune.check_free(override, "[[override]]")
 
     def _check_override(self, override: Mapping[str, Any]) -> None:
         """An override that matches no run is a typing error."""
@@ -181,6 +188,7 @@ def _grids(document: dict[str, Any]) -> tuple[Grid, ...]:
     if any("data" not in axes for axes in parts):
         raise ConfigError("[sweep] needs data: a list of data sets")
     overrides = _tables(document, "override")
+    tune = Tuning.from_table(document["tune"]) if "tune" in document else None
     refused = [_refused(override, parts) for override in overrides]
     for reasons in refused:
         if None not in reasons:
@@ -191,6 +199,7 @@ def _grids(document: dict[str, Any]) -> tuple[Grid, ...]:
             data_options=_of(axes["data"], document.get("data", {}), parts),
             model_configs=document.get("model", {}),
             train=document.get("train", {}),
+            tune=tune,
             overrides=tuple(
                 override
                 for override, reasons in zip(overrides, refused, strict=True)

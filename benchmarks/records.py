@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featemb.errors import RunError
+from featemb.files import replacing
 
 FORMAT = 1
+TUNED = "tuned.json"
 _REQUIRED = ("format", "run_id", "status", "error", "config", "versions", "device", "created")
 _REQUIRED_OK = ("data", "bytes", "timings", "training", "metrics")
 _CURVE = pa.schema(
@@ -160,7 +162,7 @@ class Runs:
     """The records of a folder.
 
     Attributes:
-        records: readable ones, by run id.
+        records: readable ones, by run id, without runs that only served to choose settings.
         unreadable: folders that hold none, and why.
     """
 
@@ -177,14 +179,40 @@ def read_all(runs_dir: str | os.PathLike[str]) -> Runs:
     if not Path(runs_dir).is_dir():
         raise RunError(f"there is no folder {os.fspath(runs_dir)!r}")
     records, unreadable = {}, {}
+    passed = {"report", *read_tuned(runs_dir)["only_tuning"]}
     for folder in sorted(Path(runs_dir).iterdir()):
-        if not folder.is_dir() or folder.name.startswith(".") or folder.name == "report":
+        if not folder.is_dir() or folder.name.startswith(".") or folder.name in passed:
             continue
         try:
             records[folder.name] = read(folder)
         except RunError as error:
             unreadable[folder.name] = str(error)
     return Runs(records, unreadable)
+
+
+def read_tuned(runs_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read which settings a folder's sweeps chose, and by which runs (`protocol.tune`).
+
+    Raises:
+        RunError: there is such a file, and it is not readable.
+    """
+    path = Path(runs_dir) / TUNED
+    if not path.is_file():
+        return {"format": FORMAT, "choices": [], "only_tuning": []}
+    try:
+        document = json.loads(path.read_text(encoding="utf8"))
+        if document["format"] != FORMAT:
+            raise RunError(f"{path} has format {document['format']!r}, this version reads {FORMAT}")
+        return {key: document[key] for key in ("format", "choices", "only_tuning")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} does not tell what was tuned: {error!r}") from error
+
+
+def write_tuned(runs_dir: str | os.PathLike[str], choices: list[Any], aside: Iterable[str]) -> None:
+    """Write which settings were chosen, and the ids of the runs that only served to choose."""
+    document = {"format": FORMAT, "choices": choices, "only_tuning": sorted(aside)}
+    with replacing(Path(runs_dir) / TUNED) as path:
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from rich.table import Table
 from featemb.benchmarks import records
 from featemb.benchmarks.compare import AgainstFull, against_full
 from featemb.benchmarks.config import RunConfig
+from featemb.benchmarks.protocol import Choice
 from featemb.benchmarks.run import run_id
 
 Record = Mapping[str, Any]
@@ -84,6 +85,27 @@ def _difference(compared: AgainstFull | None) -> tuple[str, str, str]:
     )
 
 
+def tuned_table(made: Iterable[Choice]) -> Table:
+    """Return the choices of a sweep: the validation AUC of all that was tried."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for name in ("data", "model", "size", "settings", "valid AUC", ""):
+        table.add_column(name)
+    for choice in made:
+        question = choice.question
+        data, method, model = question.kind
+        if not question.trials:
+            table.add_row(method, data, model, "none can be reached")
+        for trial, values, score in zip(
+            question.trials, question.candidates, choice.scores, strict=False
+        ):
+            text = ", ".join(f"{name} = {value}" for name, value in values.items())
+            auc = f"{score:.5f}" if isinstance(score, float) else score
+            mark = "chosen" if values == choice.chosen else ""
+            table.add_row(method, data, model, _size(trial), text, auc, mark)
+    return table
+
+
 def plan_table(configs: Iterable[RunConfig], folder: Path, retry_failed: bool) -> Table:
     """Return the runs of a sweep with their state."""
     table = Table("run", "method", "size", "state")
@@ -92,12 +114,13 @@ def plan_table(configs: Iterable[RunConfig], folder: Path, retry_failed: bool) -
         state = records.status(folder, name) or "to do"
         if state == "failed" and retry_failed:
             state = "to do again"
-        size = f"ratio {config.ratio:g}" if config.ratio else _budget(config)
-        table.add_row(name, config.method, size, state)
+        table.add_row(name, config.method, _size(config), state)
     return table
 
 
-def _budget(config: RunConfig) -> str:
+def _size(config: RunConfig) -> str:
+    if config.ratio:
+        return f"ratio {config.ratio:g}"
     return f"{config.budget:,} bytes" if isinstance(config.budget, int) else "its own"
 
 

@@ -15,6 +15,7 @@ from featemb.errors import ConfigError
 if TYPE_CHECKING:
     from featemb.benchmarks.config import RunConfig
     from featemb.benchmarks.grid import Grid
+    from featemb.benchmarks.protocol import Tuning
 
 
 _LOG_WIDTH = 120
@@ -78,10 +79,14 @@ def bench(
     grids = _grids(file, axes, train, settings.model_settings(model_set), options)
     folder = out or Path("runs") / (file.stem if file else "bench")
     configs = list(dict.fromkeys(run for grid in grids for run in grid.runs()))
+    how: dict[str, Any] = {"retry_failed": retry_failed, "jobs": jobs}
+    if grids[0].tune is not None:
+        how_to_tune = (folder, quiet, dry_run, {**how, "checkpoint": checkpoint})
+        configs = _tuned(configs, grids[0].tune, *how_to_tune)
     if dry_run:
-        _list(configs, folder, retry_failed, jobs)
+        _list(configs, folder, **how)
     else:
-        _sweep(configs, folder, quiet, retry_failed=retry_failed, jobs=jobs, checkpoint=checkpoint)
+        _sweep(configs, folder, quiet, **how, checkpoint=checkpoint)
 
 
 def _grids(
@@ -114,6 +119,40 @@ def _with_flags(
         model_configs={**grid.model_configs, **models},
         data_options={**grid.data_options, **data},
     )
+
+
+def _tuned(
+    configs: list[RunConfig],
+    tuning: Tuning,
+    folder: Path,
+    quiet: bool,
+    dry_run: bool,
+    how: dict[str, Any],
+) -> list[RunConfig]:
+    """Choose the settings of the sweep's runs; in a dry run, those that are recorded."""
+    from rich.console import Console
+
+    from featemb.benchmarks import protocol
+    from featemb.benchmarks.progress import watcher
+    from featemb.benchmarks.summary import tuned_table
+
+    questions = protocol.plan(configs, tuning)
+    trials = [trial for question in questions for trial in question.trials]
+    if dry_run:
+        typer.echo("to choose settings:")
+        _list(trials, folder, how["retry_failed"], how["jobs"])
+        made = protocol.choices(questions, folder)
+        typer.echo(f"{len(made)} of {len(questions)} choices made; then, with the settings chosen:")
+        return protocol.chosen(configs, tuning, made)
+    if not quiet:
+        typer.echo(f"choosing {', '.join(tuning.values)} for {len(questions)} methods and data:")
+        _estimate(trials, folder, how["retry_failed"], how["jobs"])
+    with watcher(len(trials), quiet) as watch:
+        configs, made = protocol.tune(configs, tuning, folder, progress=watch, **how)
+    if not quiet:
+        console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
+        console.print(tuned_table(made))
+    return configs
 
 
 def _list(configs: list[RunConfig], folder: Path, retry_failed: bool, jobs: int) -> None:
