@@ -10,12 +10,75 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from featemb.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of a setting that a search tries.
+
+    Attributes:
+        low: smallest value, included.
+        high: largest value, included; whole numbers where the setting's default is one.
+        log: whether a factor counts, not a difference.
+        choices: the values themselves, where they are no range.
+
+    Raises:
+        ConfigError: there is nothing to choose from.
+    """
+
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is empty."""
+        if not self.choices and not (self.low < self.high and (self.low > 0 or not self.log)):
+            raise ConfigError(f"nothing to choose from: {self}")
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of these."""
+        if self.choices:
+            return any(value == one and type(value) is type(one) for one in self.choices)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The choices, or the smallest and the largest value."""
+        return self.choices or (self.low, self.high)
+
+
+T = TypeVar("T")
+
+
+def tunable(
+    default: T,
+    low: float = 0,
+    high: float = 0,
+    *,
+    log: bool = False,
+    choices: Sequence[T] = (),
+) -> T:
+    """Declare a setting with its default and the values that a search tries (see `Range`).
+
+    A setting that decides the size is none of these: the size is given, or solved for.
+
+    Raises:
+        ConfigError: the default is not among the values.
+    """
+    values = Range(low, high, log, tuple(choices))
+    if not values.holds(default):
+        raise ConfigError(f"the default {default!r} is not in {values}")
+    declared: Any = field(default=default, metadata={"tune": values})
+    return cast(T, declared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +96,20 @@ class Config:
     def __post_init__(self) -> None:
         """Check every setting's type; subclasses check their ranges on top."""
         hints = get_type_hints(type(self))
-        for field in fields(self):
-            if not _fits(getattr(self, field.name), hints[field.name]):
-                kind = field.type if isinstance(field.type, str) else field.type.__name__
-                self.require(field.name, f"of type {kind}", holds=False)
+        for one in fields(self):
+            if not _fits(getattr(self, one.name), hints[one.name]):
+                kind = one.type if isinstance(one.type, str) else one.type.__name__
+                self.require(one.name, f"of type {kind}", holds=False)
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Names of the settings."""
-        return tuple(field.name for field in fields(cls))
+        return tuple(one.name for one in fields(cls))
+
+    @classmethod
+    def tunables(cls) -> dict[str, Range]:
+        """The settings that declare values to try, and these."""
+        return {one.name: one.metadata["tune"] for one in fields(cls) if "tune" in one.metadata}
 
     def require(self, field: str, rule: str, holds: bool) -> None:
         """Refuse a setting unless it holds: one form of error for all configurations.

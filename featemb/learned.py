@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from featemb.codebooks import Codebooks, Coder
+from featemb.config import tunable
 from featemb.errors import BudgetError
 from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.parts.hot import hot_part
@@ -42,12 +43,12 @@ class LearnedCodesConfig(MethodConfig):
     knob_in_bytes: ClassVar[bool] = True
 
     limit: int | None = None
-    parts: int | None = None
+    parts: int | None = tunable(None, choices=(None, 2, 4, 8))
     codewords: int | None = None
-    commitment: float = 0.0
-    task_gradient: bool = False
-    codebook_lr: float = 1.0
-    init: float = 0.05
+    commitment: float = tunable(0.0, 0.0, 1.0)
+    task_gradient: bool = tunable(False, choices=(False, True))
+    codebook_lr: float = tunable(1.0, 0.1, 10.0, log=True)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

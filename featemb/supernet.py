@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featemb.codecs.base import Codec
+from featemb.config import tunable
 from featemb.errors import BudgetError
 from featemb.evolution import Candidate, Evolution, evolve
 from featemb.frozen import FrozenEmbedding
@@ -34,16 +35,16 @@ class SupernetConfig(MethodConfig):
 
     limit: int | None = None
     mode: str = "budget"
-    prune: str = "both"
-    alpha: float = 1e-5
-    threshold_lr: float = 1e-4
-    threshold: str = "feature"
-    norm: int = 1
+    prune: str = tunable("both", choices=("both", "rows", "dims"))
+    alpha: float = tunable(1e-5, 1e-6, 1e-3, log=True)
+    threshold_lr: float = tunable(1e-4, 1e-5, 1e-2, log=True)
+    threshold: str = tunable("feature", choices=("feature", "id"))
+    norm: int = tunable(1, choices=(1, 2))
     generations: int = 30
     mutants: int = 10
     children: int = 10
-    mutation: float = 0.1
-    retrain: str | None = None
+    mutation: float = tunable(0.1, 0.02, 0.5)
+    retrain: str | None = tunable(None, choices=(None, "rewind", "off"))
     init: float | None = None
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frequency import expected_counts
 from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.parts import Concat, Lookup, OffsetAddress
@@ -76,12 +76,12 @@ class AdaEmbed(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    every: int = 100
-    decay: float = 0.9
-    margin: float = 0.25
-    share: float = 0.1
-    score: str = "gradient"
-    init: float = 0.05
+    every: int = tunable(100, 20, 500, log=True)
+    decay: float = tunable(0.9, 0.5, 1.0)
+    margin: float = tunable(0.25, 0.0, 1.0)
+    share: float = tunable(0.1, 0.01, 1.0, log=True)
+    score: str = tunable("gradient", choices=("gradient", "frequency"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frequency import hot_sizes
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
 from featemb.methods.hash import default_rows, share_rows
@@ -46,9 +46,9 @@ class Adapt(MethodConfig):
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None
-    hot_share: float = 0.5
-    power: float = 0.5
-    init: float = 0.05
+    hot_share: float = tunable(0.5, 0.1, 0.9)
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

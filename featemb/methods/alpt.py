@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from featemb.adaptive import AdaptiveTable
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig, RowEmbedding
 from featemb.methods.lowprec import OPTIMIZERS, row_group
 from featemb.parts import Concat, OffsetAddress
@@ -59,13 +59,13 @@ class ALPT(MethodConfig):
     own_rows: ClassVar[str] = "has a row format of its own"
 
     bits: int = 8
-    grain: str = "row"
-    reach: float = 1.0
-    step_lr: float = 2e-5
-    step_optimizer: str = "adam"
-    optimizer: str = "rmsprop"
-    rate: float = 1.0
-    init: float = 0.05
+    grain: str = tunable("row", choices=("row", "feature", "table"))
+    reach: float = tunable(1.0, 0.1, 10.0, log=True)
+    step_lr: float = tunable(2e-5, 1e-6, 1e-3, log=True)
+    step_optimizer: str = tunable("adam", choices=("adam", "sgd"))
+    optimizer: str = tunable("rmsprop", choices=("rmsprop", "adagrad", "adam", "sgd"))
+    rate: float = tunable(1.0, 0.1, 10.0, log=True)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

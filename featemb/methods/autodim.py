@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.methods.hash import Hash
 from featemb.narrowing import NarrowedEmbedding
@@ -76,10 +76,10 @@ class AutoDim(MethodConfig):
     knob_in_bytes: ClassVar[bool] = True
 
     limit: int | None = None
-    rate: float = 5e-5
-    alpha_lr: float = 1e-3
-    start: str = "initial"
-    init: float = 0.05
+    rate: float = tunable(5e-5, 1e-6, 1e-2, log=True)
+    alpha_lr: float = tunable(1e-3, 1e-4, 1e-1, log=True)
+    start: str = tunable("initial", choices=("initial", "inherit"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frequency import expected_counts
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
@@ -73,10 +73,10 @@ class AutoSrh(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    groups: int = 6
-    alpha_lr: float = 1e-3
-    l1: float = 1e-5
-    init: float = 0.01
+    groups: int = tunable(6, 2, 20)
+    alpha_lr: float = tunable(1e-3, 1e-4, 1e-1, log=True)
+    l1: float = tunable(1e-5, 1e-7, 1e-2, log=True)
+    init: float = tunable(0.01, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

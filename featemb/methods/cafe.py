@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, FeatureEmbedding, MethodConfig, RowEmbedding
 from featemb.methods.hash import Hash, share_rows
@@ -86,14 +86,14 @@ class Cafe(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     rows: int | None = None
-    levels: int = 2
-    hot_share: float | None = None
-    medium_share: float = 0.25
-    power: float = 0.5
-    score: str = "gradient"
-    threshold: float | None = None
-    decay: float = 0.99
-    init: float = 0.05
+    levels: int = tunable(2, choices=(2, 3))
+    hot_share: float | None = tunable(None, choices=(None, 0.3, 0.5, 0.7, 0.9))
+    medium_share: float = tunable(0.25, 0.1, 0.9)
+    power: float = tunable(0.5, 0.0, 1.0)
+    score: str = tunable("gradient", choices=("gradient", "frequency"))
+    threshold: float | None = tunable(None, choices=(None, 10.0, 20.0, 100.0, 500.0))
+    decay: float = tunable(0.99, 0.9, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from featemb.clustering import Floats, k_means, nearest
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash, default_rows
@@ -75,11 +75,11 @@ class CCE(MethodConfig):
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None
-    chunks: int = 4
-    clusterings: int = 2
-    pointer_share: float = 0.75
-    power: float = 0.5
-    init: float = 0.05
+    chunks: int = tunable(4, choices=(1, 2, 4, 8))
+    clusterings: int = tunable(2, 0, 4)
+    pointer_share: float = tunable(0.75, 0.25, 1.0)
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

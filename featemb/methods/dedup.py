@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featemb.budget import serving_bytes
 from featemb.codecs.base import Codec, check_finite
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import BudgetError
 from featemb.frozen import FrozenEmbedding
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
@@ -73,9 +73,9 @@ class Dedup(MethodConfig):
     knob: ClassVar[str] = "blocks"
 
     blocks: int | None = None
-    block: int = 4
+    block: int = tunable(4, choices=(1, 2, 4, 8, 16))
     similarity: float = 0.0
-    init: float = 0.05
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.pruning import PrunedEmbedding, default_kept
 from featemb.stage import Stage
@@ -64,10 +64,10 @@ class DeepLight(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    every: int = 10
-    ramp: int = 1000
-    tune: bool = True
-    init: float = 0.01
+    every: int = tunable(10, 1, 100, log=True)
+    ramp: int = tunable(1000, 100, 10_000, log=True)
+    tune: bool = tunable(True, choices=(True, False))
+    init: float = tunable(0.01, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the schedule."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
@@ -68,10 +68,10 @@ class DHE(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     width: int | None = None
-    hashes: int = 1024
-    layers: int = 5
-    distribution: str = "uniform"
-    init: float = 0.05
+    hashes: int = tunable(1024, choices=(256, 512, 1024, 2048))
+    layers: int = tunable(5, 2, 6)
+    distribution: str = tunable("uniform", choices=("uniform", "normal"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

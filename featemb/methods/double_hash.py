@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frequency import hot_sizes
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.adapt import cold_blocks, hot_and_cold
@@ -55,12 +55,12 @@ class DoubleHash(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     rows: int | None = None
-    hot_share: float = 0.5
-    combine: str = "mean"
-    weights: float = 0.0
-    multiplexed: bool = False
-    power: float = 0.5
-    init: float = 0.05
+    hot_share: float = tunable(0.5, 0.1, 0.9)
+    combine: str = tunable("mean", choices=("mean", "sum", "concat"))
+    weights: float = tunable(0.0, choices=(0.0, 0.5, 1.0))
+    multiplexed: bool = tunable(False, choices=(False, True))
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.codebooks import Coder
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig
 from featemb.learned import LearnedCodesConfig, LearnedCodesEmbedding
 from featemb.methods.hash import Hash
@@ -58,10 +58,10 @@ class DPQ(LearnedCodesConfig):
     summary: ClassVar[str] = "each part of a row is its nearest codeword, learned end to end"
     paper: ClassVar[str] = "Chen et al., ICML 2020"
 
-    variant: str = "vq"
-    grain: str = "feature"
-    shared: bool = False
-    temperature: float = 0.1
+    variant: str = tunable("vq", choices=("vq", "sx"))
+    grain: str = tunable("feature", choices=("feature", "table"))
+    shared: bool = tunable(False, choices=(False, True))
+    temperature: float = tunable(0.1, 0.01, 1.0, log=True)
 
     def __post_init__(self) -> None:
         """Check the variant, the grain and the temperature."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
 from featemb.projecting import projected_source
@@ -52,8 +52,8 @@ class FieldSize(MethodConfig):
 
     limit: int | None = None
     coefficient: float | None = None
-    power: float = 0.25
-    init: float = 0.05
+    power: float = tunable(0.25, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the coefficient."""

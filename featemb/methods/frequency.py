@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
 from featemb.methods.hash import default_rows
 from featemb.parts import Concat, FeatureAddress
@@ -41,7 +41,7 @@ class Frequency(MethodConfig):
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None
-    init: float = 0.05
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def smallest_knob(self, schema: Schema) -> int:
         """The unknown rows."""

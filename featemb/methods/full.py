@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
 from featemb.parts import Concat, OffsetAddress
 
@@ -27,7 +27,7 @@ class Full(MethodConfig):
 
     own_rows: ClassVar[str] = "leaves every id its own row: write the other method alone"
 
-    init: float = 0.05
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def build(self, context: BuildContext) -> RowEmbedding:
         """Make one table of all features' rows."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
 from featemb.parts import Concat, HashAddress
@@ -48,8 +48,8 @@ class Hash(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     rows: int | None = None
-    power: float = 0.5
-    init: float = 0.05
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def smallest_knob(self, schema: Schema) -> int:
         """One row a feature."""

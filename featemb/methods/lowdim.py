@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig, RowEmbedding
 from featemb.methods.hash import Hash
 from featemb.parts import Concat, OffsetAddress
@@ -36,7 +36,7 @@ class LowDim(MethodConfig):
     knob: ClassVar[str] = "width"
 
     width: int | None = None
-    init: float = 0.05
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights: a row of one number cannot be narrower."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, FeatureEmbedding, MethodConfig, RowEmbedding
 from featemb.parts import Concat, OffsetAddress
 from featemb.quantized import FLOATS, INTEGERS, QuantizedTable
@@ -53,10 +53,10 @@ class LowPrecision(MethodConfig):
     own_rows: ClassVar[str] = "has a row format of its own"
 
     rows: str = "int8"
-    reach: float = 1.0
-    optimizer: str = "rmsprop"
-    rate: float = 1.0
-    init: float = 0.05
+    reach: float = tunable(1.0, 0.1, 10.0, log=True)
+    optimizer: str = tunable("rmsprop", choices=("rmsprop", "adagrad", "adam", "sgd"))
+    rate: float = tunable(1.0, 0.1, 10.0, log=True)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

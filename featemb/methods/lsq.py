@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig, RowEmbedding
 from featemb.parts import Concat, OffsetAddress
 from featemb.parts.fake_quant import FakeQuantRows
@@ -50,9 +50,9 @@ class LSQ(MethodConfig):
     own_rows: ClassVar[str] = "has a row format of its own"
 
     bits: int = 8
-    offset: bool = False
-    step_lr: float = 1.0
-    init: float = 0.05
+    offset: bool = tunable(False, choices=(False, True))
+    step_lr: float = tunable(1.0, 0.1, 10.0, log=True)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.pruning import PrunedEmbedding, Unit, default_kept
 from featemb.schema import Schema
@@ -48,8 +48,8 @@ class Magnitude(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    unit: str = "weights"
-    init: float = 0.01
+    unit: str = tunable("weights", choices=("weights", "rows"))
+    init: float = tunable(0.01, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the unit."""

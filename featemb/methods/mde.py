@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash
 from featemb.projecting import projected_source
@@ -58,9 +58,9 @@ class MDE(MethodConfig):
 
     limit: int | None = None
     alpha: float | None = None
-    rounding: bool = False
-    popularity: str = "cardinality"
-    init: float = 0.05
+    rounding: bool = tunable(False, choices=(False, True))
+    popularity: str = tunable("cardinality", choices=("cardinality", "counts"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the exponent and the popularity."""

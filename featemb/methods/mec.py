@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featemb.codecs.base import Codec, check_finite
 from featemb.codecs.pq import blocks, codewords, in_range, nearest_codes, seeded
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frozen import FrozenEmbedding
 from featemb.hashing import mix64_int
 from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
@@ -82,12 +82,12 @@ class MEC(MethodConfig):
     knob: ClassVar[str] = "codewords"
 
     codewords: int | None = None
-    parts: int = 4
-    cutoff: int = 100
-    weights: str = "log"
-    start: str = "centroids"
-    rewind: bool = False
-    init: float = 0.05
+    parts: int = tunable(4, choices=(1, 2, 4, 8))
+    cutoff: int = tunable(100, choices=(0, 100, 1000))
+    weights: str = tunable("log", choices=("log", "counts", "equal"))
+    start: str = tunable("centroids", choices=("centroids", "initial"))
+    rewind: bool = tunable(False, choices=(False, True))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import Hash, default_rows, hash_blocks, share
 from featemb.parts import Concat, Lookup, OffsetAddress, Plus, Product, Source
@@ -43,9 +43,9 @@ class Memcom(MethodConfig):
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None
-    bias: bool = False
-    power: float = 0.5
-    init: float = 0.05
+    bias: bool = tunable(False, choices=(False, True))
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def at_width(self, dim: int) -> MethodConfig:
         """Hash first-order weights (see the deviations)."""

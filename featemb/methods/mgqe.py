@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from featemb.codebooks import Coder
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig
 from featemb.learned import LearnedCodesConfig, LearnedCodesEmbedding
 from featemb.methods.hash import Hash
@@ -53,7 +53,7 @@ class MGQE(LearnedCodesConfig):
     paper: ClassVar[str] = "Kang et al., WWW 2020"
 
     tail_codewords: int | None = None
-    top: float = 0.1
+    top: float = tunable(0.1, 0.01, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the tail and the share."""

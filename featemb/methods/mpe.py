@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from featemb.bitwidths import fit_bits
 from featemb.codecs.base import Codec
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import BudgetError
 from featemb.frozen import FrozenEmbedding
 from featemb.layer import Axis, BuildContext, MethodConfig
@@ -76,12 +76,12 @@ class MPE(MethodConfig):
 
     limit: int | None = None
     mode: str = "budget"
-    groups: int = 128
-    bits: int = 6
-    strength: float = 0.1
-    temperature: float | None = None
-    retrain: str = "initial"
-    init: float = 0.05
+    groups: int = tunable(128, 16, 512, log=True)
+    bits: int = tunable(6, 4, 8)
+    strength: float = tunable(0.1, 1e-3, 1.0, log=True)
+    temperature: float | None = tunable(None, choices=(None, 0.03, 0.1, 0.3, 1.0))
+    retrain: str = tunable("initial", choices=("initial", "continue"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import default_rows, hash_blocks, share
@@ -64,12 +64,12 @@ class MultiHash(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     rows: int | None = None
-    probes: int = 2
-    combine: str = "mean"
-    weights: float = 0.0
-    multiplexed: bool = False
-    power: float = 0.5
-    init: float = 0.05
+    probes: int = tunable(2, 1, 4)
+    combine: str = tunable("mean", choices=("mean", "sum", "concat"))
+    weights: float = tunable(0.0, choices=(0.0, 0.5, 1.0))
+    multiplexed: bool = tunable(False, choices=(False, True))
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.frequency import expected_counts
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
@@ -74,13 +74,13 @@ class OptFS(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    strength: float = 2.0
-    penalty: str = "all"
-    temperature: float = 10.0
-    anneal_steps: int = 1000
-    start: float = 0.0
-    gate_lr: float | None = None
-    init: float = 0.05
+    strength: float = tunable(2.0, 0.1, 20.0, log=True)
+    penalty: str = tunable("all", choices=("all", "batch"))
+    temperature: float = tunable(10.0, 1.0, 1000.0, log=True)
+    anneal_steps: int = tunable(1000, 100, 10_000, log=True)
+    start: float = tunable(0.0, -2.0, 2.0)
+    gate_lr: float | None = tunable(None, choices=(None, 1e-4, 1e-3, 1e-2))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.methods.hash import Hash
 from featemb.narrowing import NarrowedEmbedding
@@ -74,8 +74,8 @@ class PCA(MethodConfig):
 
     limit: int | None = None
     share: float | None = None
-    start: str = "initial"
-    init: float = 0.05
+    start: str = tunable("initial", choices=("initial", "components"))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the share and the start."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup
 from featemb.parts.soft import SoftRows
@@ -62,9 +62,9 @@ class PEP(MethodConfig):
     knob: ClassVar[str] = "kept"
 
     kept: int | None = None
-    grain: str = "weight"
-    threshold: float = -7.0
-    init: float = 0.05
+    grain: str = tunable("weight", choices=("weight", "row", "dimension", "global"))
+    threshold: float = tunable(-7.0, -12.0, -2.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the words and that thresholds can move."""

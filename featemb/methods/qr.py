@@ -7,7 +7,7 @@ from itertools import accumulate
 from math import prod
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import default_rows, share_rows
@@ -73,13 +73,13 @@ class QR(MethodConfig):
     knob: ClassVar[str] = "rows"
 
     rows: int | None = None
-    partitions: int = 2
-    combine: str = "multiply"
+    partitions: int = tunable(2, 2, 4)
+    combine: str = tunable("multiply", choices=("multiply", "add", "concat"))
     collisions: int | None = None
     per_feature: dict[str, int] = field(default_factory=dict)
-    multiplexed: bool = False
-    power: float = 0.5
-    init: float = 0.05
+    multiplexed: bool = tunable(False, choices=(False, True))
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

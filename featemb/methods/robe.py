@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.hash import default_rows, share
 from featemb.parts.robe import RobeBlocks
@@ -54,11 +54,11 @@ class Robe(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     blocks: int | None = None
-    chunk: int | None = None
-    signs: bool = False
-    multiplexed: bool = True
-    power: float = 0.5
-    init: float = 0.05
+    chunk: int | None = tunable(None, choices=(None, 1, 2, 4, 8))
+    signs: bool = tunable(False, choices=(False, True))
+    multiplexed: bool = tunable(True, choices=(True, False))
+    power: float = tunable(0.5, 0.0, 1.0)
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

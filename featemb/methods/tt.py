@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import prod
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.layer import BuildContext, MethodConfig, PartsEmbedding
 from featemb.methods.qr import balanced
 from featemb.parts import Concat, DigitAddress, Lookup, OffsetAddress, Source, Split
@@ -63,9 +63,9 @@ class TT(MethodConfig):
     knob: ClassVar[str] = "rank"
 
     rank: int | None = None
-    cores: int = 3
-    cache: int = 0
-    init: float = 0.05
+    cores: int = tunable(3, 2, 4)
+    cache: int = tunable(0, choices=(0, 100, 1000, 10_000))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

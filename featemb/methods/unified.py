@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from featemb.config import register
+from featemb.config import register, tunable
 from featemb.errors import ConfigError
 from featemb.frequency import effective_sizes
 from featemb.layer import BuildContext, MethodConfig, RowEmbedding
@@ -60,12 +60,12 @@ class Unified(MethodConfig):
     unbounded: ClassVar[bool] = True
 
     rows: int | None = None
-    lookups: int = 1
-    allot: str = "equal"
+    lookups: int = tunable(1, choices=(1, 2, 4, 8))
+    allot: str = tunable("equal", choices=("equal", "auto"))
     per_feature: dict[str, int] = field(default_factory=dict)
     tables: int = 1
-    collisionless: int = 0
-    init: float = 0.05
+    collisionless: int = tunable(0, choices=(0, 10, 100, 1000))
+    init: float = tunable(0.05, 1e-3, 0.5, log=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
