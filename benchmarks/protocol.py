@@ -192,7 +192,7 @@ def choices(questions: Iterable[Question], folder: Path) -> list[Choice]:
 
 
 def _choice(question: Question, found: Sequence[Mapping[str, Any]]) -> Choice:
-    scores = tuple(_score(record) for record in found)
+    scores = tuple(valid_auc(record) for record in found)
     best = float("-inf")
     chosen: Mapping[str, Any] = {
         name: getattr(question.base, name) for name in question.candidates[0]
@@ -203,8 +203,8 @@ def _choice(question: Question, found: Sequence[Mapping[str, Any]]) -> Choice:
     return Choice(question, scores, chosen)
 
 
-def _score(record: Mapping[str, Any]) -> float | str:
-    """Return the validation AUC of the frozen network, which is what gets tested."""
+def valid_auc(record: Mapping[str, Any]) -> float | str:
+    """Return the validation AUC of the frozen network, which is what gets tested; or why not."""
     if record["status"] == "failed":
         return f"{record['error']['type']}: {record['error']['message']}"
     auc = record["metrics"]["valid"]["auc"]

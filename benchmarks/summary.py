@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -12,8 +12,11 @@ from rich.table import Table
 from featemb.benchmarks import records
 from featemb.benchmarks.compare import AgainstFull, against_full
 from featemb.benchmarks.config import RunConfig
-from featemb.benchmarks.protocol import Choice
 from featemb.benchmarks.run import run_id
+
+if TYPE_CHECKING:
+    from featemb.benchmarks.protocol import Choice
+    from featemb.benchmarks.search import Found
 
 Record = Mapping[str, Any]
 
@@ -103,6 +106,18 @@ def tuned_table(made: Iterable[Choice]) -> Table:
             auc = f"{score:.5f}" if isinstance(score, float) else score
             mark = "chosen" if values == choice.chosen else ""
             table.add_row(method, data, model, _size(trial), text, auc, mark)
+    return table
+
+
+def trials_table(found: Found, knobs: Sequence[str]) -> Table:
+    """Return the trials of a search, the best first; what has no score is last."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("valid AUC", *knobs):
+        table.add_column(name, overflow="fold")
+    ranked = sorted(found.trials, key=lambda one: -1.0 if one.auc is None else one.auc)
+    for trial in reversed(ranked):
+        score = trial.reason if trial.auc is None else f"{trial.auc:.5f}"
+        table.add_row(score, *(str(trial.values[name]) for name in knobs))
     return table
 
 
