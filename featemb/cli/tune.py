@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -72,29 +72,15 @@ def tune(
     """Search settings by validation AUC; a search that was killed goes on."""
     from featemb.benchmarks.study import Plan
 
-    fixed = settings.given(
-        model=model,
-        method=method,
-        ratio=ratio,
-        budget=budget,
-        seed=seed,
-        dim=dim,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-        patience=patience,
-        anneal=anneal,
-        rows=rows,
-        device=device,
-        threads=threads,
-    )
+    fixed = settings.given(model=model, method=method, ratio=ratio, budget=budget, seed=seed)
+    fixed |= settings.given(dim=dim, epochs=epochs, batch_size=batch_size, lr=lr, rows=rows)
+    fixed |= settings.given(weight_decay=weight_decay, optimizer=optimizer, patience=patience)
+    fixed |= settings.given(anneal=anneal, device=device, threads=threads)
     options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
     space = _space(data, options, settings.model_settings(model_set), fixed, knob, train_knob)
-    how: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": sampler_seed, "jobs": jobs}
     limit = None if timeout is None else parse_seconds(timeout)
-    plan = Plan(**how, timeout=limit, prune=prune, checkpoint=checkpoint)
+    how: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": sampler_seed}
+    plan = Plan(**how, jobs=jobs, timeout=limit, prune=prune, checkpoint=checkpoint)
     _search(space, plan, out, quiet)
 
 
