@@ -18,6 +18,7 @@ from featemb.spec import Spec
 
 _RATIO_UNBOUNDED = 100  # of a composition whose full size is not known
 _HALVINGS = 5
+_FLAT_DOUBLINGS = 3
 _META = torch.device("meta")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -261,12 +262,19 @@ def _innermost(layer: FeatureEmbedding) -> FeatureEmbedding:
 
 
 def _largest(size: Callable[[int], int], low: int, limit: int) -> int:
-    """Largest knob whose size is within the limit; sizes grow with the knob, or stop growing."""
-    high = 2 * low
+    """Largest knob whose size is within the limit; sizes grow with the knob, or stop growing.
+
+    Packed codes can take as many bytes for twice the knob (one number of 4 bits, or two). Where
+    several doublings add none, the method is at its full size.
+    """
+    high, full, flat = 2 * low, low, 0
     previous = size(low)
     while (current := size(high)) <= limit:
-        if current == previous:
-            return low  # twice the knob and not one byte more: the method is at its full size
+        flat = flat + 1 if current == previous else 0
+        if flat == _FLAT_DOUBLINGS:
+            return full
+        if not flat:
+            full = high
         low, high, previous = high, 2 * high, current
     while high - low > 1:
         middle = (low + high) // 2

@@ -204,3 +204,25 @@ def test_the_floor_is_the_smallest_size(spec: str) -> None:
     with pytest.raises(fe.BudgetError) as error:
         fe.embedding(schema, spec, budget=floor - 1)
     assert error.value.floor == floor
+
+
+def test_knobs_that_share_a_byte_do_not_end_the_search() -> None:
+    """One and two numbers of 4 bits take the same byte; wider rows still fit."""
+    schema = fe.Schema([fe.Feature("user", 6041), fe.Feature("movie", 3707)])
+    layer = fe.embedding(schema, "lowdim+int4", dim=32, ratio=10, device="meta")
+    width = layer.config.width
+    wider = fe.embedding(schema, f"lowdim(width={width + 1})+int4", dim=32, device="meta")
+    limit = schema.full_bytes(32) / 10
+    assert layer.memory().serving <= limit < wider.memory().serving
+    assert width > 10
+
+
+def test_sizes_that_grow_in_steps_are_solved() -> None:
+    from featemb.budget import _largest
+
+    for step in (1, 2, 3, 4):
+        for limit in (3, 17, 100, 1001):
+            assert (
+                _largest(lambda knob, step=step: knob // step, 1, limit) == (limit + 1) * step - 1
+            )
+    assert _largest(lambda knob: min(knob, 37), 1, 50) >= 37
