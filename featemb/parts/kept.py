@@ -54,7 +54,9 @@ class BitIndex(Part):
             words.index_add_(0, kept // _WORD, bits)  # distinct bits: or is plus
             counts.index_add_(0, kept // _WORD, torch.ones_like(kept))
         dtype = torch.int32 if kept.numel() <= _INT32 else torch.int64
-        return cls(words=words, ranks=(counts.cumsum(0) - counts).to(dtype))
+        # a plan has no values, and a running sum of a billion of them cannot even be planned
+        ranks = counts if counts.is_meta else counts.cumsum(0) - counts
+        return cls(words=words, ranks=ranks.to(dtype))
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return the rank of each position int64 ``[...]``, or -1."""
@@ -93,7 +95,8 @@ class ListIndex(Part):
         dtype = torch.int32 if kept.numel() <= _INT32 else torch.int64
         wide = block > 2**8
         places = (kept % block - 2**15).short() if wide else (kept % block).to(torch.uint8)
-        return cls(starts=counts.cumsum(0).to(dtype), places=places, block=block)
+        starts = counts if counts.is_meta else counts.cumsum(0)
+        return cls(starts=starts.to(dtype), places=places, block=block)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return the rank of each position int64 ``[...]``, or -1."""
