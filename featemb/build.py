@@ -148,13 +148,9 @@ def embedding(
         spec = Spec(spec)
     if not isinstance(spec, Spec):
         raise ConfigError(f"spec must be a text, a Spec or a MethodConfig, got {spec!r}")
-    check_size("dim", dim)
+    check_request(dim, ratio, budget)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed must be an integer, 0 <= seed < 2^63, got {seed!r}")
-    if ratio is not None and budget is not None:
-        raise ConfigError(f"give a ratio or a budget, not both: got {ratio=} and {budget=}")
-    if ratio is not None and not (isinstance(ratio, (int, float)) and ratio > 0):
-        raise ConfigError(f"ratio must be > 0, got {ratio!r}")
     if counts is not None:
         schema = schema.with_counts(counts)
     if not spec.method.unbounded:
@@ -169,3 +165,18 @@ def embedding(
         torch.device(device),
     )
     return request.build()
+
+
+def check_request(dim: int, ratio: float | None, budget: int | str | None) -> None:
+    """Refuse a width or a size that no layer could have.
+
+    Raises:
+        ConfigError: names the argument and its value.
+    """
+    check_size("dim", dim)
+    if ratio is not None and budget is not None:
+        raise ConfigError(f"give a ratio or a budget, not both: got {ratio=} and {budget=}")
+    if ratio is not None and not (isinstance(ratio, (int, float)) and ratio > 0):
+        raise ConfigError(f"ratio must be > 0, got {ratio!r}")
+    if budget is not None:
+        _ = parse_bytes(budget)

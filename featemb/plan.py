@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featemb.build import embedding
-from featemb.config import names
-from featemb.errors import BudgetError
+from featemb.build import check_request, embedding
+from featemb.config import find, names
+from featemb.errors import BudgetError, ConfigError, SchemaError
+from featemb.layer import MethodConfig
+from featemb.memory import Memory
 from featemb.optim import build
 from featemb.schema import Schema
+from featemb.spec import parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +25,12 @@ _COLUMNS = (
     "training_bytes",
     "ratio",
     "floor_bytes",
+    "serving_parts",
+    "training_parts",
+    "reason",
 )
+# Codecs that nearly every table takes without a loss worth telling.
+_CODECS = ("int8", "int4")
 
 
 def plan(
@@ -30,12 +39,14 @@ def plan(
     dim: int = 16,
     ratio: float | None = None,
     budget: int | str | None = None,
-    specs: list[str] | None = None,
+    specs: Sequence[str] | None = None,
+    compositions: bool = False,
+    optimizer: str = "row_adam",
 ) -> pd.DataFrame:
     """Return one row a method: its solved configuration and its bytes, or its floor.
 
     The layers are built on the meta device by the same code that trains, so predicted bytes are
-    measured bytes, and tables of any size plan at once.
+    measured bytes, and tables of any size plan at once: a billion ids take no memory.
 
     Args:
         schema: the features.
@@ -43,30 +54,61 @@ def plan(
         ratio: compression ratio wanted, or None.
         budget: serving bytes wanted, such as ``"2MB"``, or None.
         specs: specs to plan; None takes every registered method.
+        compositions: whether the methods that store fp32 rows are planned with ``int8`` and
+            ``int4`` rows too.
+        optimizer: whose state is part of the training bytes, as in `featemb.optim.build`. A method
+            that names its own has that one.
 
     Returns:
-        A data frame with the columns method, spec, fits, serving_bytes, training_bytes (with the
-        state of RowAdam, or of the optimizer that a method names), ratio (achieved), floor_bytes
-        (smallest size; only where it does not fit).
+        A data frame with the columns method (as given), spec (solved), fits, serving_bytes,
+        training_bytes (parameters, buffers and optimizer state), ratio (achieved), floor_bytes
+        (smallest size; only where it does not fit), serving_parts and training_parts (bytes by
+        part), reason (why it cannot be had; "" where it fits).
+
+    Raises:
+        ConfigError: a spec, the width, the size or the optimizer is not allowed.
     """
     import pandas as pd
 
-    rows = [_row(spec, schema, dim, ratio, budget) for spec in specs or names("method")]
+    check_request(dim, ratio, budget)
+    wanted = list(names("method") if specs is None else specs)
+    for spec in wanted:
+        _ = parse(spec)
+    if compositions:
+        wanted += [spec for spec in with_codecs(wanted) if spec not in wanted]
+    rows = [_row(spec, schema, dim, ratio, budget, optimizer) for spec in wanted]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
+def with_codecs(specs: Sequence[str]) -> list[str]:
+    """Return the specs that are registered methods of fp32 rows, with each codec of integers."""
+    registered = {name: find(name) for name in names("method")}
+    formats = {
+        name
+        for name, method in registered.items()
+        if issubclass(method, MethodConfig) and method.axis == "format"
+    }
+    plain = [spec for spec in specs if spec in registered and spec not in formats]
+    return [f"{spec}+{codec}" for spec in plain for codec in _CODECS]
+
+
 def _row(
-    spec: str, schema: Schema, dim: int, ratio: float | None, budget: int | str | None
+    spec: str,
+    schema: Schema,
+    dim: int,
+    ratio: float | None,
+    budget: int | str | None,
+    optimizer: str,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"method": spec, "spec": None, "fits": False}
+    row |= {"serving_parts": {}, "training_parts": {}}
     try:
         layer = embedding(schema, spec, dim=dim, ratio=ratio, budget=budget, device="meta")
     except BudgetError as error:
-        return row | {"floor_bytes": error.floor}
-    optimizers = [one for split in ("train", "held_out") for one in build(layer, 1.0, split=split)]
-    for one in optimizers:
-        one.allocate()  # type: ignore[attr-defined]
-    memory = layer.memory(optimizers)
+        return row | {"floor_bytes": error.floor, "reason": str(error)}
+    except (ConfigError, SchemaError) as error:  # this method, for this schema and width
+        return row | {"reason": str(error)}
+    memory = _memory(layer, optimizer)
     return row | {
         "spec": str(layer.spec),
         "fits": True,
@@ -74,4 +116,21 @@ def _row(
         "training_bytes": memory.training,
         "ratio": schema.full_bytes(dim) / memory.serving if schema.bounded else None,
         "floor_bytes": None,
+        "serving_parts": dict(memory.parts),
+        "training_parts": dict(memory.training_parts),
+        "reason": "",
     }
+
+
+def _memory(layer: Any, optimizer: str) -> Memory:
+    memory: Memory = layer.memory(
+        [one for split in ("train", "held_out") for one in _allocated(layer, optimizer, split)]
+    )
+    return memory
+
+
+def _allocated(layer: Any, optimizer: str, split: str) -> list[Any]:
+    made = build(layer, 1.0, optimizer, split=split)
+    for one in made:
+        one.allocate()  # type: ignore[attr-defined]
+    return made
