@@ -28,14 +28,16 @@ def synthetic(
     drift: float = 0.0,
     signal: float = 1.0,
     signal_share: float = 1.0,
+    signal_on: str = "random",
+    weights: str = "normal",
     base: float = -1.0,
     seed: int = 0,
 ) -> Dataset:
     """Make a data set whose label is Bernoulli with a logistic ground truth.
 
-    Feature f's ids follow a Zipf law over its ids; ``logit = base + sum_f w_f[id]``, with normal
-    weights. Rows are in time order: first 80% train, then 10% validation, 10% test. The AUC and
-    LogLoss of the true probabilities on the test rows, expected over labels, are in
+    Feature f's ids follow a Zipf law over its ids; ``logit = base + sum_f w_f[id]``, with random
+    weights of mean 0. Rows are in time order: first 80% train, then 10% validation, 10% test. The
+    AUC and LogLoss of the true probabilities on the test rows, expected over labels, are in
     ``meta["bayes_auc"]`` and ``meta["bayes_logloss"]``. Ids that do not occur in training keep
     their id, so that cardinalities are exactly those asked for.
 
@@ -45,8 +47,10 @@ def synthetic(
         zipf: exponent; 0 makes all ids equally likely.
         drift: share of each feature's ids by which the popular ids move on from first to last row.
         signal: standard deviation of the logit.
-        signal_share: share of each feature's ids that have a weight at all, drawn at random; 0
-            leaves a constant probability.
+        signal_share: share of each feature's ids that have a weight at all; 0 leaves a constant
+            probability.
+        signal_on: which ids these are: "random" ones, or the most "frequent" ones (before a drift).
+        weights: "normal", or "signs": all as large as each other, and plus or minus.
         base: logit of a row without signal.
         seed: the one source of randomness.
 
@@ -54,17 +58,24 @@ def synthetic(
         DataError: an argument is out of range.
     """
     _check(rows, cardinalities, zipf, drift, signal_share)
+    _check_words(signal_on, weights)
     random = np.random.default_rng(seed)
     ids = np.stack([_draw(random, rows, n, zipf, drift) for n in cardinalities], axis=1)
     logit = np.full(rows, base, np.float64)
     scale = signal / np.sqrt(len(cardinalities) * signal_share) if signal_share else 0.0
     for f, n in enumerate(cardinalities):
-        weights = random.normal(size=n) * scale * (random.random(n) < signal_share)
-        logit += weights[ids[:, f]]
+        weight = random.normal(size=n)
+        weight = scale * (np.sign(weight) if weights == "signs" else weight)
+        chosen = random.random(n) < signal_share
+        if signal_on == "frequent":
+            chosen = np.arange(n) <= round(signal_share * (n - 1))
+        logit += (weight * chosen)[ids[:, f]]
     chance = 1 / (1 + np.exp(-logit))
     settings = (
         f"rows={rows},{tuple(cardinalities)},{zipf},{drift},{signal},{signal_share},{base},{seed}"
     )
+    if (signal_on, weights) != ("random", "normal"):
+        settings += f",{signal_on},{weights}"
     label = (random.random(rows) < chance).astype(np.float32)
     return _dataset(ids, cardinalities, chance, label, settings)
 
@@ -78,6 +89,15 @@ def _check(
         raise DataError(
             f"out of range: {signal_share=} in [0, 1], {zipf=} >= 0, {drift=} in [0, 1]"
         )
+
+
+def _check_words(signal_on: str, weights: str) -> None:
+    for name, value, words in (
+        ("signal_on", signal_on, ("random", "frequent")),
+        ("weights", weights, ("normal", "signs")),
+    ):
+        if value not in words:
+            raise DataError(f"{name} must be {' or '.join(words)}, got {value!r}")
 
 
 def _dataset(
