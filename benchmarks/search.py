@@ -264,6 +264,8 @@ class _Events:
                 self.searcher.watch(
                     {"event": "end", "run_id": name, "message": "stopped early: below the median"}
                 )
+                if self.searcher.plan.checkpoint:
+                    records.checkpoint(self.searcher.folder, name).unlink(missing_ok=True)
                 raise _Stop
 
 

@@ -183,12 +183,13 @@ def test_what_makes_no_run_or_no_size_is_told(tmp_path: Path) -> None:
 def test_poor_runs_are_stopped_early(tmp_path: Path) -> None:
     base = run(epochs=4, optimizer="row_sgd", data_options={**BASE["data_options"], "rows": 3000})
     space = Space.of(base, ["init"], ["lr", "batch_size"])
-    found = search(space, Plan(trials=12, prune=True, sampler="random"), tmp_path)
+    found = search(space, Plan(trials=12, prune=True, sampler="random", checkpoint=True), tmp_path)
     stopped = [trial for trial in found.trials if trial.reason.startswith("stopped early")]
     assert 1 <= len(stopped) <= 7, "five run to their end"
     assert all(trial.auc is None for trial in stopped)
     assert len(done(tmp_path)) == 12 - len(stopped), "what was stopped has no record"
     assert not any(trial.run in done(tmp_path) for trial in stopped)
+    assert not list((tmp_path / ".checkpoints").glob("*.pt"))
 
 
 @pytest.mark.slow
