@@ -36,7 +36,7 @@ def page(
 
     folder = files("featemb.benchmarks.report")
     style = (folder / "page.css").read_text(encoding="utf8")
-    script = (folder / "page.js").read_text(encoding="utf8")
+    script = "".join((folder / name).read_text(encoding="utf8") for name in ("page.js", "table.js"))
     groups = sorted({(row.data, row.model) for row in rows})
     sections, figures = [], {}
     for number, (data, model) in enumerate(groups):
@@ -118,8 +118,8 @@ def _table_row(row: Row) -> str:
         (f"[{change.low:+.4f}, {change.high:+.4f}]", change.low) if change else ("", 0.0),
         (_p_value(row.p), row.p) if row.p is not None else ("", 1.0),
         (f'<span class="{row.verdict.split()[0]}">{row.verdict}</span>', row.verdict),
-        (f"{row.logloss:.4f}", row.logloss),
-        (f"{row.gauc:.4f}", row.gauc) if row.gauc is not None else ("", 0.0),
+        (f"{row.logloss.value:.4f}", row.logloss.value),
+        (f"{row.gauc.value:.4f}", row.gauc.value) if row.gauc is not None else ("", 0.0),
         (f"{row.calibration:.3f}", row.calibration),
         (f"{row.epochs:.1f}", row.epochs),
         (f"{row.step_ms:.2f}", row.step_ms),
