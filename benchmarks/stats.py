@@ -116,22 +116,6 @@ def _percentile(value: float, draws: Floats) -> Difference:
     return Difference(value, float(low), float(high), p)
 
 
-def over_seeds(differences: Sequence[Difference]) -> Difference:
-    """Mean of several seeds' paired differences.
-
-    With three seeds or more, by Student's t over the seeds' values: that counts the variation
-    from training. With fewer, the largest p and the widest interval of the tests over rows.
-    """
-    values = np.array([one.value for one in differences])
-    if len(values) >= 3 and values.std() > 0:
-        test = scipy_stats.ttest_1samp(values, 0.0)
-        low, high = test.confidence_interval(0.95)
-        return Difference(float(values.mean()), float(low), float(high), float(test.pvalue))
-    reach = max(one.high - one.low for one in differences) / 2
-    value = float(values.mean())
-    return Difference(value, value - reach, value + reach, max(one.p for one in differences))
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values of a family of tests by Holm's step-down rule (1979)."""
     if not p_values:
@@ -155,16 +139,3 @@ def predictions(folder: str | Path) -> tuple[Floats, Floats]:
         table.column("label").to_numpy().astype(np.float64),
         table.column("score").to_numpy().astype(np.float64),
     )
-
-
-def compare(first: str | Path, second: str | Path) -> Difference:
-    """DeLong's test between two runs' test AUCs.
-
-    Raises:
-        RunError: the runs were not tested on the same rows.
-    """
-    label, one = predictions(first)
-    other, two = predictions(second)
-    if not np.array_equal(label, other):
-        raise RunError(f"{first} and {second} were not tested on the same rows")
-    return delong(label, one, two)

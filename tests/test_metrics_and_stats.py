@@ -139,14 +139,3 @@ def test_holm_is_its_rule() -> None:
         )
     )
     assert stats.holm(p) == pytest.approx([min(1, wanted[i]) for i in range(4)])
-
-
-def test_seeds_are_paired() -> None:
-    def one(value: float) -> stats.Difference:
-        return stats.Difference(value, value - 0.01, value + 0.01, 0.2)
-
-    three = stats.over_seeds([one(0.010), one(0.012), one(0.011)])
-    assert three.value == pytest.approx(0.011)
-    assert three.p < 0.01
-    two = stats.over_seeds([one(0.010), one(0.012)])
-    assert (two.p, two.high - two.low) == (0.2, pytest.approx(0.02))

@@ -7,83 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from run_folders import config, fail, make
 
-from featemb.benchmarks import metrics, records
+from featemb.benchmarks import records
 from featemb.benchmarks.report import aggregate, write_report
 from featemb.errors import RunError
-
-ROWS = 800
-
-
-def config(**changes: Any) -> dict[str, Any]:
-    base = {"data": "toy", "model": "dcnv2", "method": "full", "dim": 8, "seed": 0}
-    return base | {"ratio": None, "budget": None, "rows": None} | changes
-
-
-def make(folder: Path, noise: float = 0.0, serving: int = 1000, **changes: Any) -> str:
-    """Write a finished run whose scores are worse the more noise they have."""
-    settings = config(**changes)
-    random = np.random.default_rng(0)
-    label = (random.random(ROWS) < 0.3).astype(np.int8)
-    clean = random.normal(size=ROWS) + 1.5 * label
-    # what a run adds is its own: by its seed, and by its method
-    own = np.random.default_rng([settings["seed"], len(settings["method"])])
-    score = 1 / (1 + np.exp(-(clean + (0.05 + noise) * own.normal(size=ROWS))))
-    record = {
-        "format": records.FORMAT,
-        "run_id": records.run_id(settings),
-        "status": "ok",
-        "error": None,
-        "config": settings,
-        "versions": {"featemb": "0", "torch": "0"},
-        "git": {"revision": None, "dirty": None},
-        "device": {"type": "cpu", "name": "test"},
-        "created": "2026-01-01T00:00:00+00:00",
-        "data": {
-            "name": "toy",
-            "fingerprint": "f",
-            "rows": {"train": 1, "valid": 1, "test": ROWS},
-            "features": 3,
-            "values": 10,
-        },
-        "bytes": {
-            "full": 1000,
-            "serving": serving,
-            "training": 3 * serving,
-            "parts": {"rows": serving},
-            "training_parts": {"rows": 3 * serving},
-            "ratio": 1000 / serving,
-            "net": 5,
-            "peak_device": None,
-            "peak_rss": 1,
-        },
-        "timings": {"total": 1.0, "step_ms": 2.0, "rows_per_second": 100.0},
-        "training": {"epochs_run": 2},
-        "metrics": {"test": metrics.summarise(label, score)},
-    }
-    predictions = {"row": np.arange(ROWS), "label": label, "score": score.astype(np.float32)}
-    records.write(folder, record, [{"stage": "train", "epoch": 1, "step": 1}], predictions)
-    return str(record["run_id"])
-
-
-def fail(folder: Path, message: str, **changes: Any) -> None:
-    settings = config(**changes)
-    error = {"type": "BudgetError", "message": message, "traceback": ""}
-    record = {
-        "format": records.FORMAT,
-        "run_id": records.run_id(settings),
-        "status": "failed",
-        "error": error,
-        "config": settings,
-        "versions": {},
-        "device": {},
-        "created": "2026-01-01T00:00:00+00:00",
-    }
-    records.write(folder, record, [], None)
 
 
 def test_run_ids_depend_on_everything_and_are_safe_names() -> None:

@@ -1,22 +1,26 @@
-"""From records to the rows of a report: seeds together, differences to the full table."""
+"""From records to the rows of a report: seeds together, differences to the references."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats as scipy_stats
-
-from featemb.benchmarks.compare import reference_key, references
-from featemb.benchmarks.stats import Difference, compare, holm, over_seeds
-from featemb.errors import RunError
+from featemb.benchmarks.grid import REFERENCE
+from featemb.benchmarks.groups import BASELINE, Group, asked_size, group_runs
+from featemb.benchmarks.paired import combine
+from featemb.benchmarks.pairs import Compared, Pairing
+from featemb.benchmarks.stats import Difference, holm
+from featemb.benchmarks.stored_pairs import Results, results
 
 ALPHA = 0.05
+_NORMAL = 1.959963984540054
 Record = Mapping[str, Any]
+
+__all__ = ["ALPHA", "Against", "Interval", "Row", "aggregate", "asked_size"]
 
 
 @dataclass(frozen=True)
@@ -29,153 +33,211 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Against:
+    """A row's runs against a reference's, paired by seed and test row.
+
+    Attributes:
+        compared: differences in AUC, LogLoss and gAUC; none where the rows differ.
+        p: p-value of the difference in AUC, adjusted by Holm's rule over the rows of the same
+            data set and model against the same reference.
+        logloss_p: the same for LogLoss.
+    """
+
+    compared: Compared
+    p: float | None = None
+    logloss_p: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The difference in AUC in a plain word."""
+        if self.compared.auc is None or self.p is None:
+            return self.compared.reason or "not tested"
+        if self.p >= ALPHA:
+            return "no difference shown"
+        return "better" if self.compared.auc.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
 class Row:
-    """The runs of one data set, model, method and size, over their seeds.
+    """The runs of one data set, model, method, size and settings, over their seeds.
 
     Attributes:
         data: data set.
         model: model.
         method: spec text.
         asked: size asked for: "10x", "2 MB" or "-".
+        settings: the settings in which rows of the same method and size differ, usually none.
+        runs: run ids.
         seeds: number of finished runs.
         serving: serving bytes.
         training: training bytes.
         ratio: bytes of the full table / serving bytes.
         parts: serving bytes by part.
-        auc: test AUC; over three seeds or more by Student's t, else DeLong's of the rows.
-        logloss: test LogLoss, mean over seeds.
-        gauc: test gAUC, mean over seeds, or None.
+        auc: test AUC, mean over seeds; its interval counts test rows and, from two seeds on,
+            training.
+        logloss: test LogLoss, likewise.
+        gauc: test gAUC, likewise, or None.
         calibration: mean prediction / mean label, mean over seeds.
         epochs: epochs run, mean over seeds.
+        seconds: seconds of training, mean over seeds.
         step_ms: median training step in ms, median over seeds.
         rows_per_second: training rows a second, median over seeds.
-        difference: test AUC minus the full table's, or None for the full table itself.
-        p: p-value of the difference, adjusted by Holm's rule within data set and model.
+        to_full: against the full table; None for itself, or where it is not compared.
+        to_hash: against plain hashing of the same asked size, likewise.
     """
 
     data: str
     model: str
     method: str
     asked: str
+    settings: Mapping[str, Any]
+    runs: tuple[str, ...]
     seeds: int
     serving: int
     training: int
     ratio: float
     parts: Mapping[str, int]
     auc: Interval
-    logloss: float
-    gauc: float | None
+    logloss: Interval
+    gauc: Interval | None
     calibration: float
     epochs: float
+    seconds: float
     step_ms: float
     rows_per_second: float
-    difference: Difference | None = None
-    p: float | None = None
+    to_full: Against | None = None
+    to_hash: Against | None = None
+
+    @property
+    def label(self) -> str:
+        """The method, and the settings that set this row apart."""
+        apart = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"{self.method} [{apart}]" if apart else self.method
 
     @property
     def is_full(self) -> bool:
         """Whether this is the full table, the reference."""
-        return self.method == "full" and self.asked == "-"
+        return self.method == REFERENCE and self.asked == "-"
+
+    @property
+    def difference(self) -> Difference | None:
+        """Test AUC minus the full table's."""
+        return None if self.to_full is None else self.to_full.compared.auc
+
+    @property
+    def p(self) -> float | None:
+        """The p-value of that difference by Holm's rule."""
+        return None if self.to_full is None else self.to_full.p
 
     @property
     def verdict(self) -> str:
-        """The difference in a plain word."""
-        if self.difference is None or self.p is None:
-            return "reference" if self.is_full else "no full table"
-        if self.p >= ALPHA:
-            return "no difference shown"
-        return "better" if self.difference.value > 0 else "worse"
-
-
-def asked_size(config: Mapping[str, Any]) -> str:
-    """Return the size that a run was asked for, in words."""
-    if config.get("ratio") is not None:
-        return f"{config['ratio']:g}x"
-    if config.get("budget") is not None:
-        return f"{config['budget'] / 1e6:g} MB"
-    return "-"
+        """The difference to the full table in a plain word."""
+        if self.to_full is None:
+            return "reference" if self.is_full else "not tested"
+        return self.to_full.verdict
 
 
 def aggregate(runs_dir: str | Path, records: Iterable[Record]) -> list[Row]:
-    """Return the rows of all finished runs: by data set and model, largest first."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        if record["status"] == "ok":
-            config = record["config"]
-            key = (config["data"], config["model"], config["method"], asked_size(config))
-            groups.setdefault(key, []).append(record)
-    full = references(record for group in groups.values() for record in group)
+    """Return the rows of all finished runs: by data set and model, largest first.
+
+    Comparisons are made from predictions, or else read from ``paired.json``.
+
+    Raises:
+        RunError: ``paired.json`` is needed and stale (`featemb.benchmarks.stored_pairs`).
+    """
+    found = list(records)
+    groups = group_runs(found)
+    compared = _adjusted(results(runs_dir, found))
+    apart = _apart(groups)
     rows = [
-        replace(_row(key, group), difference=_difference(group, full, Path(runs_dir)))
-        for key, group in groups.items()
+        replace(
+            _row(group, apart[group.names()]),
+            to_full=_against(group, REFERENCE, compared),
+            to_hash=_against(group, BASELINE, compared),
+        )
+        for group in groups
     ]
-    rows = _adjust(rows)
-    return sorted(rows, key=lambda row: (row.data, row.model, -row.serving, row.method))
+    return sorted(rows, key=lambda row: (row.data, row.model, -row.serving, row.label))
 
 
-def _row(key: tuple[str, ...], group: list[Record]) -> Row:
-    test = [record["metrics"]["test"] for record in group]
-    gaucs = [one["gauc"]["value"] for one in test if one.get("gauc")]
-    sizes = [record["bytes"] for record in group]
-    data, model, method, asked = key
+def _against(
+    group: Group, reference: str, compared: Mapping[tuple[str, str], Against]
+) -> Against | None:
+    """Return a group's comparison; it may leave out seeds that the reference lacks."""
+    found = (compared.get((name, reference)) for name in group.names())
+    return next((one for one in found if one is not None), None)
+
+
+def _apart(groups: Sequence[Group]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return, by run ids, the settings in which groups of one method and size differ."""
+    alike: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        key = (group.data, group.model, group.method, group.asked)
+        alike.setdefault(key, []).append(group)
+    found = {}
+    for same in alike.values():
+        settings = [json.loads(group.settings) | {"data": group.fingerprint} for group in same]
+        names = dict.fromkeys(name for one in settings for name in one)
+        differ = [n for n in names if len({json.dumps(one.get(n)) for one in settings}) > 1]
+        for group, own in zip(same, settings, strict=True):
+            found[group.names()] = {name: own.get(name) for name in differ}
+    return found
+
+
+def _row(group: Group, settings: Mapping[str, Any]) -> Row:
+    records = list(group.runs.values())
+    test = [record["metrics"]["test"] for record in records]
+    sizes = [record["bytes"] for record in records]
     return Row(
-        data=data,
-        model=model,
-        method=method,
-        asked=asked,
-        seeds=len(group),
+        data=group.data,
+        model=group.model,
+        method=group.method,
+        asked=group.asked,
+        settings=settings,
+        runs=group.names(),
+        seeds=len(records),
         serving=max(size["serving"] for size in sizes),
         training=max(size["training"] for size in sizes),
         ratio=min(size["ratio"] for size in sizes),
         parts=sizes[0]["parts"],
-        auc=_interval([one["auc"] for one in test]),
-        logloss=statistics.mean(one["logloss"]["value"] for one in test),
-        gauc=statistics.mean(gaucs) if gaucs else None,
+        auc=_interval([one["auc"] for one in test], 1.0),
+        logloss=_interval([one["logloss"] for one in test]),
+        gauc=_interval([one["gauc"] for one in test], 1.0) if test[0].get("gauc") else None,
         calibration=statistics.mean(one["calibration"] for one in test),
-        epochs=statistics.mean(record["training"]["epochs_run"] for record in group),
-        step_ms=statistics.median(record["timings"]["step_ms"] for record in group),
-        rows_per_second=statistics.median(r["timings"]["rows_per_second"] for r in group),
+        epochs=statistics.mean(record["training"]["epochs_run"] for record in records),
+        seconds=statistics.mean(_seconds(record["timings"]) for record in records),
+        step_ms=statistics.median(record["timings"]["step_ms"] for record in records),
+        rows_per_second=statistics.median(r["timings"]["rows_per_second"] for r in records),
     )
 
 
-def _interval(values: list[Mapping[str, float]]) -> Interval:
-    points = np.array([one["value"] for one in values])
-    mean = float(points.mean())
-    if len(points) < 3:
-        reach = max(one["high"] - one["low"] for one in values) / 2
-        return Interval(mean, mean - reach, mean + reach)
-    error = float(points.std(ddof=1) / np.sqrt(len(points)))
-    reach = float(scipy_stats.t.ppf(0.975, len(points) - 1)) * error
-    return Interval(mean, mean - reach, mean + reach)
+def _seconds(timings: Mapping[str, float]) -> float:
+    return timings.get("train", timings["total"])
 
 
-def _difference(
-    group: list[Record], full: Mapping[tuple[Any, ...], Record], folder: Path
-) -> Difference | None:
-    """Compare runs with their full tables; None for these themselves, or where there is none."""
-    found = []
-    for record in group:
-        reference = full.get(reference_key(record))
-        if reference is None or reference is record:
-            continue
-        try:
-            found.append(compare(folder / record["run_id"], folder / reference["run_id"]))
-        except RunError:  # other test rows: there is nothing to pair
-            continue
-    return over_seeds(found) if found else None
+def _interval(seeds: Sequence[Mapping[str, float]], top: float = float("inf")) -> Interval:
+    """Return the mean of seeds with its interval, from the intervals in their records.
+
+    The variance from the rows is the mean of the seeds' own, which is at least that of their mean.
+    """
+    errors = [(one["high"] - one["low"]) / 2 / _NORMAL for one in seeds]
+    rows = statistics.mean(error**2 for error in errors)
+    found = combine([one["value"] for one in seeds], rows, 0)
+    return Interval(found.value, max(0.0, found.low), min(top, found.high))
 
 
-def _adjust(rows: list[Row]) -> list[Row]:
-    """Adjust the p-values within each data set and model."""
-    adjusted = list(rows)
-    for family in {(row.data, row.model) for row in rows}:
-        places = [
-            place
-            for place, row in enumerate(rows)
-            if (row.data, row.model) == family and row.difference is not None
-        ]
-        tests = [rows[place].difference for place in places]
-        p_values = holm([test.p for test in tests if test is not None])
-        for place, p in zip(places, p_values, strict=True):
-            adjusted[place] = replace(rows[place], p=p)
-    return adjusted
+def _adjusted(compared: Results) -> dict[tuple[str, str], Against]:
+    """Adjust the p-values within each data set, model and reference; by run id and reference."""
+    families: dict[tuple[str, str, str], list[Pairing]] = {}
+    for pair in compared:
+        families.setdefault((pair.data, pair.model, pair.reference), []).append(pair)
+    found: dict[tuple[str, str], Against] = {}
+    for pairs in families.values():
+        tested = [pair for pair in pairs if compared[pair].auc is not None]
+        auc = holm([one.p for pair in tested if (one := compared[pair].auc)])
+        loss = holm([one.p for pair in tested if (one := compared[pair].logloss)])
+        p = {pair: values for pair, *values in zip(tested, auc, loss, strict=True)}
+        for pair in pairs:
+            against = Against(compared[pair], *p.get(pair, ()))
+            found |= {(name, pair.reference): against for name in pair.runs}
+    return found
