@@ -25,8 +25,8 @@ has the second term alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,25 @@ def combine(values: Sequence[float], row_variance: float, rows: int) -> Estimate
     below = -abs(mean) / error
     p = 2 * float(special.ndtr(below) if math.isinf(freedom) else special.stdtr(freedom, below))
     return Estimate(mean, mean - reach, mean + reach, p, error, freedom, count, rows)
+
+
+def from_intervals(
+    seeds: Sequence[Mapping[str, float]], rows: int, top: float = math.inf
+) -> Estimate:
+    """Return the mean of a metric over seeds from the values and 95% intervals in their records.
+
+    The records hold the row variance of each seed and not of their mean, which is at most the
+    mean of these: that takes its place.
+
+    Args:
+        seeds: value, low and high of each.
+        rows: number of test rows.
+        top: the largest possible value; the smallest is 0.
+    """
+    width = 2 * _point(_TAIL, math.inf)
+    variances = [((one["high"] - one["low"]) / width) ** 2 for one in seeds]
+    found = combine([one["value"] for one in seeds], float(np.mean(variances)), rows)
+    return replace(found, low=max(0.0, found.low), high=min(top, found.high))
 
 
 def _variance_of_mean(values: Floats) -> float:

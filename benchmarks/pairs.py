@@ -67,6 +67,11 @@ class Compared:
     gauc: Estimate | None = None
     reason: str = ""
 
+    def reversed(self) -> Compared:
+        """Return the comparison the other way round."""
+        auc, logloss, gauc = (one and one.reversed() for one in (self.auc, self.logloss, self.gauc))
+        return Compared(auc, logloss, gauc, self.reason)
+
 
 def pairings(groups: Sequence[Group]) -> list[Pairing]:
     """Return what the groups of a folder are held against, by data set, model and size."""

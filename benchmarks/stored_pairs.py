@@ -86,6 +86,24 @@ def store(runs_dir: str | os.PathLike[str]) -> tuple[Path, Results]:
     return folder / PAIRED, compared
 
 
+def find(
+    runs_dir: Path, names: Sequence[str], others: Sequence[str], records: Mapping[str, Record]
+) -> Compared | None:
+    """Return a stored comparison by its run ids, either way round; None where there is none.
+
+    Raises:
+        RunError: the file is not readable, or its result is not that of the records.
+    """
+    if not (runs_dir / PAIRED).is_file():
+        return None
+    for pair, result in read(runs_dir).items():
+        sides = (list(pair.runs), list(pair.reference_runs))
+        if sides in ((list(names), list(others)), (list(others), list(names))):
+            _check_values(runs_dir / PAIRED, pair, result, records)
+            return result if sides[0] == list(names) else result.reversed()
+    return None
+
+
 def write(runs_dir: str | os.PathLike[str], compared: Mapping[Pairing, Compared]) -> None:
     """Write ``paired.json`` atomically."""
     entries = [asdict(pair) | _entry(result) for pair, result in compared.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +12,12 @@ from typing import Any
 
 from featemb.benchmarks.grid import REFERENCE
 from featemb.benchmarks.groups import BASELINE, Group, asked_size, group_runs
-from featemb.benchmarks.paired import combine
+from featemb.benchmarks.paired import from_intervals
 from featemb.benchmarks.pairs import Compared, Pairing
 from featemb.benchmarks.stats import Difference, holm
 from featemb.benchmarks.stored_pairs import Results, results
 
 ALPHA = 0.05
-_NORMAL = 1.959963984540054
 Record = Mapping[str, Any]
 
 __all__ = ["ALPHA", "Against", "Interval", "Row", "aggregate", "asked_size"]
@@ -200,9 +200,9 @@ def _row(group: Group, settings: Mapping[str, Any]) -> Row:
         training=max(size["training"] for size in sizes),
         ratio=min(size["ratio"] for size in sizes),
         parts=sizes[0]["parts"],
-        auc=_interval([one["auc"] for one in test], 1.0),
-        logloss=_interval([one["logloss"] for one in test]),
-        gauc=_interval([one["gauc"] for one in test], 1.0) if test[0].get("gauc") else None,
+        auc=_interval(test, "auc", 1.0),
+        logloss=_interval(test, "logloss", math.inf),
+        gauc=_interval(test, "gauc", 1.0) if test[0].get("gauc") else None,
         calibration=statistics.mean(one["calibration"] for one in test),
         epochs=statistics.mean(record["training"]["epochs_run"] for record in records),
         seconds=statistics.mean(_seconds(record["timings"]) for record in records),
@@ -215,15 +215,10 @@ def _seconds(timings: Mapping[str, float]) -> float:
     return timings.get("train", timings["total"])
 
 
-def _interval(seeds: Sequence[Mapping[str, float]], top: float = float("inf")) -> Interval:
-    """Return the mean of seeds with its interval, from the intervals in their records.
-
-    The variance from the rows is the mean of the seeds' own, which is at least that of their mean.
-    """
-    errors = [(one["high"] - one["low"]) / 2 / _NORMAL for one in seeds]
-    rows = statistics.mean(error**2 for error in errors)
-    found = combine([one["value"] for one in seeds], rows, 0)
-    return Interval(found.value, max(0.0, found.low), min(top, found.high))
+def _interval(tests: Sequence[Mapping[str, Any]], name: str, top: float) -> Interval:
+    """Return the mean of seeds with its interval, from the intervals in their records."""
+    found = from_intervals([test[name] for test in tests], tests[0]["rows"], top)
+    return Interval(found.value, found.low, found.high)
 
 
 def _adjusted(compared: Results) -> dict[tuple[str, str], Against]:
