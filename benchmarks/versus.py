@@ -55,7 +55,8 @@ class Versus:
         higher = "higher" if one.value > 0 else "lower"
         return (
             f"{name}: the difference is real at the {level * 100:g}% level ({after}): "
-            f"{self.first} is {higher} by {abs(one.value):.5f}, within [{one.low:+.5f}, {one.high:+.5f}]."
+            f"{self.first} is {higher} by {abs(one.value):.5f}, within "
+            f"[{one.low:+.5f}, {one.high:+.5f}]."
         )
 
 
