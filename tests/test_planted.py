@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featemb.benchmarks import stats
 from featemb.benchmarks.grid import Grid
 from featemb.benchmarks.records import read_all
+from featemb.benchmarks.report.aggregate import Against, aggregate
 from featemb.benchmarks.sweep import sweep
 from featemb.datasets import Dataset, load
 from featemb.datasets.planted import _FEATURES
@@ -83,28 +83,14 @@ def test_wrong_words_are_named(options: dict[str, str]) -> None:
         load("synthetic", rows=100, **options)
 
 
-def against_hash(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """Difference in test AUC to hash, mean over seeds, and its p-value by Holm's rule."""
-    runs = {
-        (one["config"]["data"], one["config"]["method"], one["config"]["seed"]): name
-        for name, one in read_all(folder).records.items()
+def against_hash(folder: Path) -> dict[tuple[str, str], Against]:
+    """The report's comparison of each data set and method with hash of the same size."""
+    rows = aggregate(folder, read_all(folder).records.values())
+    return {
+        (row.data, row.method): row.to_hash
+        for row in rows
+        if row.to_hash is not None and not row.is_full
     }
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    for data in SETS:
-        tests = [
-            stats.over_seeds(
-                [
-                    stats.compare(folder / name, folder / runs[data, "hash", seed])
-                    for (where, which, seed), name in runs.items()
-                    if (where, which) == (data, method)
-                ]
-            )
-            for method in METHODS[1:]
-        ]
-        adjusted = stats.holm([test.p for test in tests])
-        for method, test, p in zip(METHODS[1:], tests, adjusted, strict=True):
-            found[data, method] = (test.value, p)
-    return found
 
 
 @pytest.mark.slow
@@ -118,10 +104,13 @@ def test_winners_are_those_that_were_planted(tmp_path: Path) -> None:
     records = sweep(small.runs(), tmp_path)
     assert all(record["status"] == "ok" for record in records)
     found = against_hash(tmp_path)
-    better = {key for key, (value, p) in found.items() if value > 0 and p < 0.05}
+    assert set(found) == {(data, method) for data in SETS for method in METHODS[1:]}
+    better = {key for key, against in found.items() if against.verdict == "better"}
     assert better == {
         ("planted_frequent", "frequency"),
         ("planted_frequent", "magnitude(unit=rows)"),
         ("planted_random", "magnitude(unit=rows)"),
     }
-    assert min(value for (data, _), (value, _) in found.items() if data == SETS[0]) > 0.05
+    for (data, _), against in found.items():
+        assert against.compared.auc is not None
+        assert data != SETS[0] or against.compared.auc.value > 0.05
