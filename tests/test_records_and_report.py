@@ -119,10 +119,14 @@ def test_the_page_is_one_offline_file(tmp_path: Path) -> None:
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert "A &lt;b&gt;title" in text
-    figures = re.search(r'<script id="figures" type="application/json">(.*?)</script>', text, re.S)
-    assert figures is not None
-    plot = json.loads(figures.group(1).replace("<\\/", "</"))["plot0"]
-    assert {trace["name"] for trace in plot["data"]} == {"full table", "hash"}
+    found = re.search(r'<script id="payload" type="application/json">(.*?)</script>', text, re.S)
+    assert found is not None
+    payload = json.loads(found.group(1))
+    assert {row["label"] for row in payload["rows"]} == {"full", "hash"}
+    assert {run["facts"]["config"]["method"] for run in payload["runs"].values()} == {
+        "full",
+        "hash",
+    }
 
 
 def test_a_report_needs_no_full_table(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from featemb.benchmarks.records import read_all, slug
 from featemb.benchmarks.report.aggregate import aggregate
+from featemb.benchmarks.report.looks import looks
 from featemb.benchmarks.report.page import page
 from featemb.benchmarks.report.pictures import png
 from featemb.errors import RunError
 
 
 def write_report(
-    runs_dir: str | os.PathLike[str],
+    runs_dir: str | Path,
     out: str | os.PathLike[str] | None = None,
     title: str = "Accuracy against memory",
 ) -> list[Path]:
@@ -26,7 +27,8 @@ def write_report(
         title: heading of the page.
 
     Raises:
-        RunError: the folder does not exist or holds no run.
+        RunError: the folder does not exist or holds no run, a curve is not readable, or
+            ``paired.json`` is needed and stale.
     """
     runs = read_all(runs_dir)
     if not runs.records:
@@ -34,12 +36,13 @@ def write_report(
     folder = Path(runs_dir if out is None else out)
     folder.mkdir(parents=True, exist_ok=True)
     rows = aggregate(Path(runs_dir), runs.records.values())
-    html = page(title, rows, runs.records, runs.unreadable)
+    drawn = looks(row.method for row in rows)
+    html = page(title, rows, runs.records, runs.unreadable, drawn, runs_dir)
     written = [_write(folder / "report.html", html)]
     for data, model in sorted({(row.data, row.model) for row in rows}):
         path = folder / f"{slug(data)}-{slug(model)}.png"
         part = [row for row in rows if (row.data, row.model) == (data, model)]
-        png(part, f"{data}, {model}", path)
+        png(part, f"{data}, {model}", path, drawn)
         written.append(path)
     return written
 
