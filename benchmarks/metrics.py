@@ -89,12 +89,12 @@ def auc_interval(labels: Array, scores: Array) -> dict[str, float]:
     """AUC with its 95% interval by DeLong's variance (DeLong et al., 1988)."""
     below, above = placements(*check(labels, scores))
     value = float(below.mean())
-    variance = _variance(below) + _variance(above)
+    variance = variance_of_mean(below) + variance_of_mean(above)
     return _interval(value, float(np.sqrt(variance)), 0.0, 1.0)
 
 
-def _variance(values: Floats) -> float:
-    """Variance of a mean."""
+def variance_of_mean(values: Floats) -> float:
+    """Return the variance of the mean of some values; 0 of a single one."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
@@ -109,7 +109,7 @@ def _interval(value: float, error: float, low: float, high: float) -> dict[str, 
 def logloss_interval(labels: Array, scores: Array) -> dict[str, float]:
     """LogLoss with its 95% interval by the normal approximation of a mean."""
     losses = row_logloss(*check(labels, scores))
-    return _interval(float(losses.mean()), float(np.sqrt(_variance(losses))), 0.0, np.inf)
+    return _interval(float(losses.mean()), float(np.sqrt(variance_of_mean(losses))), 0.0, np.inf)
 
 
 def group_aucs(labels: Array, scores: Array, groups: Array) -> tuple[Floats, Floats]:

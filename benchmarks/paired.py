@@ -32,7 +32,15 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-from featemb.benchmarks.metrics import Array, Floats, check, group_aucs, placements, row_logloss
+from featemb.benchmarks.metrics import (
+    Array,
+    Floats,
+    check,
+    group_aucs,
+    placements,
+    row_logloss,
+    variance_of_mean,
+)
 from featemb.benchmarks.stats import Difference
 from featemb.errors import RunError
 
@@ -154,7 +162,7 @@ def estimate(seeds: Sequence[Scored]) -> Estimate:
     if len(sizes) > 1:
         raise RunError("the seeds were not tested on the same rows")
     averaged = [np.mean(part, axis=0) for part in zip(*(one.parts for one in seeds), strict=True)]
-    rows = sum(_variance_of_mean(part) for part in averaged)
+    rows = sum(variance_of_mean(part) for part in averaged)
     return combine([one.value for one in seeds], rows, seeds[0].rows)
 
 
@@ -189,10 +197,6 @@ def from_intervals(
     variances = [((one["high"] - one["low"]) / width) ** 2 for one in seeds]
     found = combine([one["value"] for one in seeds], float(np.mean(variances)), rows)
     return replace(found, low=max(0.0, found.low), high=min(top, found.high))
-
-
-def _variance_of_mean(values: Floats) -> float:
-    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
 def _freedom(between: float, rows: float, seeds: int) -> float:

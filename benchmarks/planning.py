@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from html import escape
 from importlib.resources import files
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from featemb.budget import parse_bytes
 from featemb.errors import ConfigError
+from featemb.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,16 +107,8 @@ def write(frame: pd.DataFrame, path: Path, heading: str) -> None:
     check_form(path)
     text = _FORMS[path.suffix](frame, heading)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf8")
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -200,9 +191,6 @@ def _bytes(size: float) -> str:
     """Bytes in decimal units, three digits or more."""
     for unit, power in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= power:
-            return (
-                f"{size / power:,.3g} {unit}"
-                if size < 1000 * power
-                else f"{size / power:,.0f} {unit}"
-            )
+            value = size / power
+            return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
     return f"{int(size)} B"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ from featemb.benchmarks.config import RunConfig
 from featemb.datasets import Dataset, Recipe, Split, names
 from featemb.datasets import load as load_dataset
 from featemb.errors import DataError, nearest
+from featemb.files import replacing
 
 # Options of `featemb.datasets.load` that say where files are, not what they hold.
 _PLACES = ("root", "cache", "schema")
@@ -93,12 +93,8 @@ def save_recipe(dataset: Dataset, path: Path) -> None:
     recipe = dataset.meta.get("recipe")
     if recipe is None:
         raise DataError(f"{dataset.name} is not made from a table: it has no schema to save")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(Recipe.from_json(json.dumps(recipe)).to_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(Recipe.from_json(json.dumps(recipe)).to_json() + "\n", "utf-8")
 
 
 def subsample(dataset: Dataset, rows: int | None, seed: int) -> Dataset:

@@ -10,7 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats as scipy_stats
 
-from featemb.benchmarks.metrics import Array, Floats, check, placements, row_logloss
+from featemb.benchmarks.metrics import (
+    Array,
+    Floats,
+    check,
+    placements,
+    row_logloss,
+    variance_of_mean,
+)
 from featemb.errors import RunError
 
 
@@ -42,12 +49,8 @@ def delong(labels: Array, first: Array, second: Array) -> Difference:
     below_two, above_two = placements(label, two)
     positives, negatives = below_one - below_two, above_one - above_two
     value = float(positives.mean())
-    error = float(np.sqrt(_variance_of_mean(positives) + _variance_of_mean(negatives)))
+    error = float(np.sqrt(variance_of_mean(positives) + variance_of_mean(negatives)))
     return _normal(value, error)
-
-
-def _variance_of_mean(values: Floats) -> float:
-    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
 def _normal(value: float, error: float) -> Difference:

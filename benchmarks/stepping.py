@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import count
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featemb import optim, staging
 from featemb.benchmarks import environment
@@ -51,15 +50,7 @@ class Stepper:
         batch = next(self.batches)
         environment.synchronize(self.device)
         began = time.perf_counter()
-        inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
-        loss = binary_cross_entropy_with_logits(self.net(*inputs), batch.label)
-        total = loss + sum(layer.penalty() for layer in self.layers)
-        self.net.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        for layer in self.layers:
-            layer.after_backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        staging.update(self.net, self.layers, batch, self.optimizers)
         self.done += 1
         for layer in self.layers:
             layer.after_step(self.done)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featemb import optim, staging
 from featemb.checkpoint import Checkpoint
@@ -203,17 +202,7 @@ class Loop:
         self.step_times.append(time.perf_counter() - began)
 
     def _update(self, batch: Batch, optimizers: Optimizers) -> Tensor:
-        """Make one step of some optimizers on a batch; return the data loss."""
-        inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
-        loss = binary_cross_entropy_with_logits(self.model(*inputs), batch.label)
-        total = loss + sum(layer.penalty() for layer in self.layers)
-        self.model.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        for layer in self.layers:
-            layer.after_backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        return loss.detach()
+        return staging.update(self.model, self.layers, batch, optimizers)
 
     def _judge(self, stage: Stage, epoch_ends: bool = False) -> None:
         """Record an evaluation, keep the best weights, decay the learning rates, save."""

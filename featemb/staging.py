@@ -6,13 +6,15 @@ of the layer with most of them; a layer that does not list a stage is trained on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from featemb.errors import RunError
+from featemb.history import Batch
 from featemb.layer import FeatureEmbedding, PartsEmbedding, outermost
 from featemb.stage import Stage
 
@@ -67,6 +69,32 @@ def rewind(model: nn.Module, start: Mapping[str, Any]) -> None:
             for name in module.architecture:
                 state[f"{prefix}.{name}" if prefix else name] = own[name].detach().clone()
     model.load_state_dict(state)
+
+
+def update(
+    model: nn.Module,
+    layers: Sequence[FeatureEmbedding],
+    batch: Batch,
+    optimizers: Iterable[torch.optim.Optimizer],
+) -> Tensor:
+    """Make one step of some optimizers on a batch; return the data loss.
+
+    Args:
+        model: any module with embedding layers; it gives logits ``[B]``.
+        layers: its `layers`.
+        batch: what it reads, and the labels.
+        optimizers: those that step.
+    """
+    inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
+    loss = binary_cross_entropy_with_logits(model(*inputs), batch.label)
+    total = loss + sum(layer.penalty() for layer in layers)
+    model.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]
+    for layer in layers:
+        layer.after_backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.detach()
 
 
 def search(model: nn.Module, stage: Stage, evaluate: Callable[[], float]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from featemb.benchmarks.records import read_all, slug
@@ -12,6 +11,7 @@ from featemb.benchmarks.report.looks import looks
 from featemb.benchmarks.report.page import page
 from featemb.benchmarks.report.pictures import png
 from featemb.errors import RunError
+from featemb.files import replacing
 
 
 def write_report(
@@ -49,9 +49,6 @@ def write_report(
 
 def _write(path: Path, text: str) -> Path:
     """Write a text file atomically."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf8") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf8")
     return path

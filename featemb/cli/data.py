@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,12 +149,7 @@ def _print_recipe(recipe: Recipe) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    from featemb.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")
