@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from featemb.benchmarks.compare import reference_key, references
+from featemb.benchmarks.grid import REFERENCE
+from featemb.benchmarks.groups import Group, group_runs, reference_of
+from featemb.benchmarks.metrics import variance_of_mean
+from featemb.benchmarks.pairs import changes_of
 from featemb.benchmarks.records import read_all
 from featemb.errors import RunError, nearest
 from featemb.spec import parse
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 _SAME = 1.02  # ratios within 2% are the same size
 _FEW = 3  # seeds that show how much training varies
 _ORDER = ("measured", "interpolated", "extrapolated", "no evidence")
-Group = tuple[str, str]  # data set and model
+Place = tuple[str, str]  # data set and model
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Expected:
 
 def curves(
     runs: Sequence[str | Path], data: str | None = None, model: str | None = None
-) -> dict[Group, dict[str, list[Point]]]:
+) -> dict[Place, dict[str, list[Point]]]:
     """Return each method's points by ratio, for each data set and model.
 
     Args:
@@ -84,57 +87,44 @@ def curves(
         RunError: a folder is missing, or holds no run of this data set and model with a full table
             beside it.
     """
-    found: dict[Group, dict[str, list[Point]]] = {}
+    found: dict[Place, dict[tuple[str, str], Point]] = {}
     records = {name: one for folder in runs for name, one in read_all(folder).records.items()}
-    done = [one for one in records.values() if one["status"] == "ok"]
-    for (group, method, _), losses in _losses(done).items():
-        if data in (None, group[0]) and model in (None, group[1]):
-            found.setdefault(group, {}).setdefault(method, []).append(_point(losses))
+    groups = group_runs(records.values())
+    for group in groups:
+        full = reference_of(group, REFERENCE, groups)
+        if full is None or data not in (None, group.data) or model not in (None, group.model):
+            continue
+        sizes = found.setdefault((group.data, group.model), {})
+        key, point = (without_size(group.method), group.asked), _point(group, full)
+        # of the same size with several settings, what most seeds show
+        if key not in sizes or sizes[key].seeds < point.seeds:
+            sizes[key] = point
     if not found:
-        names = {", ".join(_group(one)) for one in done} or {"nothing"}
+        names = {f"{group.data}, {group.model}" for group in groups} or {"nothing"}
         asked = f"{data or 'any data set'}, {model or 'any model'}"
         raise RunError(f"no run to judge {asked} by; {nearest(asked, names)}")
-    for methods in found.values():
-        for points in methods.values():
-            points.sort(key=lambda point: point.ratio)
-    return found
+    return {place: _by_method(sizes) for place, sizes in found.items()}
 
 
-def _group(record: Mapping[str, Any]) -> Group:
-    return record["config"]["data"], record["config"]["model"]
+def _by_method(sizes: Mapping[tuple[str, str], Point]) -> dict[str, list[Point]]:
+    methods: dict[str, list[Point]] = {}
+    for (method, _), point in sorted(sizes.items(), key=lambda item: item[1].ratio):
+        methods.setdefault(method, []).append(point)
+    return methods
 
 
-def _losses(
-    records: Sequence[Mapping[str, Any]],
-) -> dict[tuple[Group, str, Any], list[dict[str, float]]]:
-    """Return losses and ratios of the runs that have a full table, by group, method and size."""
-    full = references(records)
-    found: dict[tuple[Group, str, Any], list[dict[str, float]]] = {}
-    for record in records:
-        reference = full.get(reference_key(record))
-        if reference is None or reference is record:
-            continue
-        config = record["config"]
-        size = (config.get("ratio"), config.get("budget"))
-        mine, other = (one["metrics"]["test"]["auc"] for one in (record, reference))
-        entry = {
-            "loss": other["value"] - mine["value"],
-            "reach": (mine["high"] - mine["low"]) / 2,
-            "ratio": record["bytes"]["ratio"],
-        }
-        found.setdefault((_group(record), without_size(config["method"]), size), []).append(entry)
-    return found
-
-
-def _point(losses: Sequence[Mapping[str, float]]) -> Point:
-    values = np.array([one["loss"] for one in losses])
+def _point(group: Group, full: Group) -> Point:
+    seeds = group.shared_seeds(full)
+    runs = [group.runs[seed] for seed in seeds]
+    values = np.array([-changes_of(group.runs[s], full.runs[s], "auc") for s in seeds])
     loss = float(values.mean())
     if len(values) >= _FEW:
-        error = float(values.std(ddof=1) / math.sqrt(len(values)))
+        error = math.sqrt(variance_of_mean(values))
         reach = float(scipy_stats.t.ppf(0.975, len(values) - 1)) * error
     else:
-        reach = max(one["reach"] for one in losses)
-    ratio = float(np.exp(np.mean([math.log(one["ratio"]) for one in losses])))
+        intervals = [run["metrics"]["test"]["auc"] for run in runs]
+        reach = max(one["high"] - one["low"] for one in intervals) / 2
+    ratio = float(np.exp(np.mean([math.log(run["bytes"]["ratio"]) for run in runs])))
     return Point(ratio, loss, loss - reach, loss + reach, len(values))
 
 
@@ -196,7 +186,7 @@ def _seeds(points: Sequence[Point]) -> str:
     return f"{fewest} seed{'s' * (fewest > 1)}{few}"
 
 
-def combine(found: Mapping[Group, Expected]) -> Expected:
+def combine(found: Mapping[Place, Expected]) -> Expected:
     """Join what several data sets and models say: mean loss, widest interval, weakest basis."""
     known = {group: one for group, one in found.items() if one.loss is not None}
     if not known:
@@ -251,11 +241,11 @@ def rank(
     return ranked.iloc[order].reset_index(drop=True)
 
 
-def _expected(row: Any, found: Mapping[Group, Mapping[str, list[Point]]]) -> Expected:
+def _expected(row: Any, found: Mapping[Place, Mapping[str, list[Point]]]) -> Expected:
     if not row.fits or row.ratio is None or math.isnan(row.ratio):
         return Expected(None, None, None, "no evidence", "")
     method = without_size(row.method)
-    if method == "full":
+    if method == REFERENCE:
         return Expected(0.0, 0.0, 0.0, "measured", "the reference")
     return combine({group: expect(found[group].get(method, []), row.ratio) for group in found})
 
