@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from featemb.schema import Schema
 
-LOG_WIDTH = 140
 _EVIDENCE = ("auc_loss", "loss_low", "loss_high", "basis", "evidence")
 _INTEGERS = ("serving_bytes", "training_bytes", "floor_bytes")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from featemb.benchmarks.protocol import Tuning
 
 
-_LOG_WIDTH = 120
 _WORTH_PROBING = 12  # runs to do; fewer are done soon, whatever they take
 
 
@@ -60,22 +58,10 @@ def bench(
     root: Path | None = settings.ROOT,
 ) -> None:
     """Run data sets x models x methods x sizes x seeds; what a folder holds is not run again."""
-    train = settings.given(
-        dim=dim,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        optimizer=optimizer,
-        patience=patience,
-        anneal=anneal,
-        rows=rows,
-        device=device,
-        threads=threads,
-    )
+    train = settings.training(locals())
     axes: dict[str, list[Any] | None] = {"data": data, "models": model, "methods": method}
     axes |= {"ratios": ratio, "budgets": budget, "seeds": seed}
-    options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
+    options = settings.data_options(label, schema, root)
     grids = _grids(file, axes, train, settings.model_settings(model_set), options)
     folder = out or Path("runs") / (file.stem if file else "bench")
     configs = list(dict.fromkeys(run for grid in grids for run in grid.runs()))
@@ -130,8 +116,6 @@ def _tuned(
     how: dict[str, Any],
 ) -> list[RunConfig]:
     """Choose the settings of the sweep's runs; in a dry run, those that are recorded."""
-    from rich.console import Console
-
     from featemb.benchmarks import protocol
     from featemb.benchmarks.progress import watcher
     from featemb.benchmarks.summary import tuned_table
@@ -150,8 +134,7 @@ def _tuned(
     with watcher(len(trials), quiet) as watch:
         configs, made = protocol.tune(configs, tuning, folder, progress=watch, **how)
     if not quiet:
-        console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
-        console.print(tuned_table(made))
+        settings.console().print(tuned_table(made))
     return configs
 
 
@@ -182,8 +165,6 @@ def _sweep(
     jobs: int,
     **options: Any,
 ) -> None:
-    from rich.console import Console
-
     from featemb.benchmarks.progress import watcher
     from featemb.benchmarks.summary import comparison_tables
     from featemb.benchmarks.sweep import sweep
@@ -195,7 +176,7 @@ def _sweep(
             configs, folder, progress=watch, retry_failed=retry_failed, jobs=jobs, **options
         )
     if not quiet:
-        console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
+        console = settings.console()
         for table in comparison_tables(found, folder):
             console.print(table)
     failed = [record for record in found if record["status"] == "failed"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import typer
 
+from featemb.cli import settings
 from featemb.errors import ConfigError
 
 _LOG_WIDTH = 160
@@ -59,10 +59,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(tables.as_json(selections, found), indent=1, allow_nan=False))
         return
-    from rich.console import Console
-
-    # a pipe or a log has no width of its own: 80 columns would cut the tables
-    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    console = settings.console(_LOG_WIDTH)
     console.print(tables.runs_table(selections), tables.pairs_table(found))
     for line in tables.sentences(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

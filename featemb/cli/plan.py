@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from featemb.schema import Schema
 
+_LOG_WIDTH = 140
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -77,14 +79,9 @@ def plan(
 
 
 def _show(frame: pd.DataFrame, title: str) -> None:
-    import sys
-
-    from rich.console import Console
-
     from featemb.benchmarks import planning
 
-    console = Console() if sys.stdout.isatty() else Console(width=planning.LOG_WIDTH)
-    console.print(planning.table(frame, title))
+    settings.console(_LOG_WIDTH).print(planning.table(frame, title))
     for line in planning.refused(frame):
         typer.echo(line)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from featemb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +51,29 @@ ROOT = typer.Option(None, help="Folder of the data sets' original files [$FEATEM
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of training that were given.
+
+    Args:
+        options: all options of a verb by name, its ``locals()``.
+    """
+    from featemb.benchmarks.paste import OPTIONS
+
+    return given(**{name: options[name] for name in OPTIONS})
+
+
+def data_options(label: str | None, schema: Path | None, root: Path | None) -> dict[str, Any]:
+    """Return the arguments of `featemb.datasets.load` that were given, as JSON-able values."""
+    return given(label=label, schema=schema and str(schema), root=root and str(root))
+
+
+def console(width: int = 120) -> Console:
+    """Return where tables go; a pipe or a log has no width of its own, and 80 would cut them."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=width)
 
 
 def model_settings(texts: list[str] | None) -> dict[str, Any]:

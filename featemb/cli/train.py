@@ -51,29 +51,14 @@ def train(
     from featemb.benchmarks import sources
     from featemb.benchmarks.config import RunConfig
 
-    options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
+    training = settings.training(locals())
+    options = settings.data_options(label, schema, root)
     config = RunConfig(
         data=data,
         data_options=options,
         model_config=settings.model_settings(model_set),
-        **settings.given(
-            model=model,
-            method=method,
-            ratio=ratio,
-            budget=budget,
-            seed=seed,
-            dim=dim,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            patience=patience,
-            anneal=anneal,
-            rows=rows,
-            device=device,
-            threads=threads,
-        ),
+        **settings.given(model=model, method=method, ratio=ratio, budget=budget, seed=seed),
+        **training,
     )
     dataset = sources.load(config)
     if save_schema is not None:

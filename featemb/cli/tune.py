@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from featemb.benchmarks.study import Plan
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_LOG_WIDTH = 120
 
 
 def register(app: typer.Typer) -> None:
@@ -73,10 +71,8 @@ def tune(
     from featemb.benchmarks.study import Plan
 
     fixed = settings.given(model=model, method=method, ratio=ratio, budget=budget, seed=seed)
-    fixed |= settings.given(dim=dim, epochs=epochs, batch_size=batch_size, lr=lr, rows=rows)
-    fixed |= settings.given(weight_decay=weight_decay, optimizer=optimizer, patience=patience)
-    fixed |= settings.given(anneal=anneal, device=device, threads=threads)
-    options = settings.given(label=label, schema=schema and str(schema), root=root and str(root))
+    fixed |= settings.training(locals())
+    options = settings.data_options(label, schema, root)
     space = _space(data, options, settings.model_settings(model_set), fixed, knob, train_knob)
     limit = None if timeout is None else parse_seconds(timeout)
     how: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": sampler_seed}
@@ -134,11 +130,9 @@ def _show_space(space: Space) -> None:
 
 def _show(found: Found, space: Space, out: Path) -> None:
     """Print the trials and what is best, and write that down."""
-    from rich.console import Console
-
     from featemb.benchmarks.summary import run_table, trials_table
 
-    console = Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
+    console = settings.console()
     console.print(trials_table(found, [knob.name for knob in space.knobs]))
     if found.best is None or found.record is None:
         typer.echo("no trial has a validation AUC", err=True)
