@@ -24,6 +24,7 @@ else:
 REFERENCE = "full"
 _AXES = ("data", "models", "methods", "ratios", "budgets", "seeds")
 _TABLES = ("sweep", "train", "data", "model", "override", "part", "tune")
+_PART_TABLES = ("train", "model", "tune")  # what a part may lay over the file's own
 _MATCH = ("data", "model", "method")
 # What [train] and an override may set: all that no axis and no other table sets.
 TRAIN = tuple(
@@ -159,7 +160,8 @@ class Grid:
 def grids(path: str | Path) -> tuple[Grid, ...]:
     """Read the parts of a sweep's file; docs/benchmarks.md lists its keys.
 
-    A part gives axes of its own; those that it leaves out are of ``[sweep]``.
+    A part gives axes of its own; those that it leaves out are of ``[sweep]``. Its tables ``train``
+    and ``model.NAME`` are laid over the file's, key by key; its table ``tune`` replaces the file's.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds an unknown key or wrong type.
@@ -178,45 +180,66 @@ def grids(path: str | Path) -> tuple[Grid, ...]:
 
 def _grids(document: dict[str, Any]) -> tuple[Grid, ...]:
     refuse_unknown(document, _TABLES, "sweep file")
-    for table in ("sweep", "train", "data", "model"):
-        _require_table(document.get(table, {}), f"[{table}]")
-    for table in ("data", "model"):
-        for name, entry in document.get(table, {}).items():
-            _require_table(entry, f"[{table}.{name}]")
+    _require_named(document, ("data", "model"), "")
     base = _axes(document.get("sweep", {}), "[sweep]")
-    parts = [base | _axes(part, "[[part]]") for part in _tables(document, "part")] or [base]
-    if any("data" not in axes for axes in parts):
+    parts = _tables(document, "part") or [{}]
+    axes = [base | _axes(part, "[[part]]", _PART_TABLES) for part in parts]
+    if any("data" not in one for one in axes):
         raise ConfigError("[sweep] needs data: a list of data sets")
     overrides = _tables(document, "override")
-    tune = Tuning.from_table(document["tune"]) if "tune" in document else None
-    refused = [_refused(override, parts) for override in overrides]
+    refused = [_refused(override, axes) for override in overrides]
     for reasons in refused:
         if None not in reasons:
             raise ConfigError(str(reasons[0]))
     return tuple(
         Grid(
-            **axes,
-            data_options=_of(axes["data"], document.get("data", {}), parts),
-            model_configs=document.get("model", {}),
-            train=document.get("train", {}),
-            tune=tune,
+            **axes[number],
+            **_settings(document, part),
+            data_options=_of(axes[number]["data"], document.get("data", {}), axes),
             overrides=tuple(
                 override
                 for override, reasons in zip(overrides, refused, strict=True)
                 if reasons[number] is None
             ),
         )
-        for number, axes in enumerate(parts)
+        for number, part in enumerate(parts)
     )
 
 
-def _axes(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _settings(document: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is tried and set in a part: the file's tables under its own."""
+    _require_named(part, ("model",), "part.")
+    train, own = document.get("train", {}), part.get("train", {})
+    _require_table(train, "[train]")
+    _require_table(own, "[part.train]")
+    models = dict(document.get("model", {}))
+    for name, entry in part.get("model", {}).items():
+        models[name] = {**models.get(name, {}), **entry}
+    tune = part.get("tune", document.get("tune"))
+    return {
+        "train": {**train, **own},
+        "model_configs": models,
+        "tune": None if tune is None else Tuning.from_table(tune),
+    }
+
+
+def _require_named(document: Mapping[str, Any], tables: tuple[str, ...], prefix: str) -> None:
+    """Refuse what is not a table of named tables."""
+    for table in tables:
+        _require_table(document.get(table, {}), f"[{prefix}{table}]")
+        for name, entry in document.get(table, {}).items():
+            _require_table(entry, f"[{prefix}{table}.{name}]")
+
+
+def _axes(table: Any, where: str, tables: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the axes of a table that may hold other tables too."""
     _require_table(table, where)
-    refuse_unknown(table, _AXES, where)
-    for axis, values in table.items():
+    refuse_unknown(table, (*_AXES, *tables), where)
+    axes = {axis: values for axis, values in table.items() if axis not in tables}
+    for axis, values in axes.items():
         if not isinstance(values, list):
             raise ConfigError(f"{where} {axis} must be a list, got {values!r}")
-    return {axis: tuple(values) for axis, values in table.items()}
+    return {axis: tuple(values) for axis, values in axes.items()}
 
 
 def _tables(document: Mapping[str, Any], key: str) -> list[Any]:

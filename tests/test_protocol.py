@@ -253,6 +253,53 @@ def test_bench_tunes_then_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "[train] sets 'lr'" in capsys.readouterr().err
 
 
+def test_parts_are_tuned_each_by_its_own_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+[sweep]
+data = ["synthetic"]
+methods = ["hash"]
+ratios = [4]
+[data.synthetic]
+rows = 400
+[data.planted_equal]
+rows = 400
+[train]
+dim = 4
+epochs = 1
+[model.dcnv2]
+hidden = [4]
+[[part]]
+[part.tune]
+lr = [1e-4, 1e-2]
+[[part]]
+data = ["planted_equal"]
+[part.tune]
+lr = [1e-3]
+[[part]]
+data = ["planted_equal"]
+ratios = [8]
+[part.tune]
+lr = [1e-3]
+"""
+    out = tmp_path / "runs"
+    assert cli("bench", str(file(tmp_path, text)), "--out", str(out), "--quiet") == 0
+    found = records.read_all(out).records.values()
+    configs = [record["config"] for record in found]
+    assert {(one["data"], one["ratio"]) for one in configs} == {
+        *(("synthetic", size) for size in (None, 4.0)),
+        *(("planted_equal", size) for size in (None, 4.0, 8.0)),
+    }
+    assert {one["lr"] for one in configs if one["data"] == "planted_equal"} == {1e-3}
+    assert {one["lr"] for one in configs if one["data"] == "synthetic"} <= {1e-4, 1e-2}
+    kinds = {(one["data"], one["method"]) for one in records.read_tuned(out)["choices"]}
+    assert len(kinds) == 4
+    clash = file(tmp_path, text.replace("lr = [1e-3]", "lr = [1e-2]", 1))
+    assert cli("bench", str(clash), "--out", str(out)) == 2
+    assert "two parts of the sweep tune 'planted_equal'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_processes_do_not_change_the_choice(tmp_path: Path) -> None:
     (sweep,) = grids(file(tmp_path))

@@ -16,6 +16,7 @@ import pytest
 
 from featemb import cli
 from featemb.benchmarks.grid import Grid, grids
+from featemb.benchmarks.protocol import Tuning
 from featemb.benchmarks.run import run_id
 from featemb.benchmarks.sweep import sweep
 from featemb.errors import ConfigError, RunError
@@ -317,12 +318,47 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
         Grid.from_toml(tmp_path / "s.toml")
 
 
+def test_tables_of_a_part_lie_over_those_of_the_file(tmp_path: Path) -> None:
+    text = """
+[sweep]
+data = ["synthetic"]
+[train]
+dim = 4
+epochs = 3
+[model.dcnv2]
+hidden = [8]
+dropout = 0.5
+[tune]
+lr = [0.1]
+[[part]]
+[[part]]
+[part.train]
+epochs = 5
+[part.model.dcnv2]
+hidden = [16, 16]
+[part.tune]
+lr = [0.2, 0.3]
+seed = 7
+"""
+    first, second = grids(write(tmp_path / "s.toml", text))
+    (run,) = first.runs()
+    assert (run.dim, run.epochs, run.model_config["hidden"]) == (4, 3, [8])
+    (run,) = second.runs()
+    assert (run.dim, run.epochs, run.model_config["hidden"]) == (4, 5, [16, 16])
+    assert run.model_config["dropout"] == 0.5
+    assert first.tune == Tuning(values={"lr": (0.1,)})
+    assert second.tune == Tuning(values={"lr": (0.2, 0.3)}, seed=7)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (('method = "unified"', 'method = "qr"'), "'qr' is not in the sweep"),
         (("[data.synthetic]", "[data.other]"), "'other'"),
-        (("models = [", "model = ["), r"\[\[part\]\]: unknown setting 'model'"),
+        (("models = [", "modles = ["), r"\[\[part\]\]: unknown setting 'modles'"),
+        (("models = [", "model = ["), r"\[part.model\] must be a table, got \['deepfm'\]"),
+        (("seeds = [0, 1]", "train = 2"), r"\[part.train\] must be a table, got 2"),
+        (("seeds = [0, 1]", "tune.lrr = [1]"), r"\[tune\]: unknown setting 'lrr'"),
         (("seeds = [0, 1]", "seeds = 2"), r"\[\[part\]\] seeds must be a list, got 2"),
     ],
 )

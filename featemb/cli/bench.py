@@ -61,14 +61,15 @@ def bench(
     train = settings.training(locals())
     axes: dict[str, list[Any] | None] = {"data": data, "models": model, "methods": method}
     axes |= {"ratios": ratio, "budgets": budget, "seeds": seed}
-    options = settings.data_options(label, schema, root)
-    grids = _grids(file, axes, train, settings.model_settings(model_set), options)
+    source = settings.data_options(label, schema, root)
+    grids = _grids(file, axes, train, settings.model_settings(model_set), source)
     folder = out or Path("runs") / (file.stem if file else "bench")
-    configs = list(dict.fromkeys(run for grid in grids for run in grid.runs()))
     how: dict[str, Any] = {"retry_failed": retry_failed, "jobs": jobs}
-    if grids[0].tune is not None:
-        how_to_tune = (folder, quiet, dry_run, {**how, "checkpoint": checkpoint})
-        configs = _tuned(configs, grids[0].tune, *how_to_tune)
+    configs: list[RunConfig] = []
+    for tune, runs in _by_tuning(grids):
+        options = {**how, "checkpoint": checkpoint}
+        configs += runs if tune is None else _tuned(runs, tune, folder, quiet, dry_run, options)
+    configs = list(dict.fromkeys(configs))
     if dry_run:
         _list(configs, folder, **how)
     else:
@@ -105,6 +106,26 @@ def _with_flags(
         model_configs={**grid.model_configs, **models},
         data_options={**grid.data_options, **data},
     )
+
+
+def _by_tuning(grids: list[Grid]) -> list[tuple[Tuning | None, list[RunConfig]]]:
+    """Return the runs of the parts that are tuned alike, equal ones once.
+
+    Raises:
+        ConfigError: a data set is tuned in two ways: its choices would replace each other.
+    """
+    found: list[tuple[Tuning | None, list[RunConfig]]] = []
+    tuned: dict[str, Tuning | None] = {}
+    for grid in grids:
+        for name in grid.data:
+            if tuned.setdefault(name, grid.tune) != grid.tune:
+                raise ConfigError(f"two parts of the sweep tune {name!r} in different ways")
+        alike = [runs for tune, runs in found if tune == grid.tune]
+        if alike:
+            alike[0].extend(grid.runs())
+        else:
+            found.append((grid.tune, grid.runs()))
+    return [(tune, list(dict.fromkeys(runs))) for tune, runs in found]
 
 
 def _tuned(
