@@ -9,6 +9,7 @@ number is a guess, is called extrapolated and ranks behind what was measured.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +19,11 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from featemb.benchmarks.grid import REFERENCE
-from featemb.benchmarks.groups import Group, group_runs, reference_of
+from featemb.benchmarks.groups import Group, Record, group_runs, reference_of
 from featemb.benchmarks.metrics import variance_of_mean
-from featemb.benchmarks.pairs import changes_of
+from featemb.benchmarks.pairs import Compared, changes_of
 from featemb.benchmarks.records import read_all
+from featemb.benchmarks.stored_pairs import stored_results
 from featemb.errors import RunError, nearest
 from featemb.spec import parse
 
@@ -41,8 +43,8 @@ class Point:
     Attributes:
         ratio: bytes of the full table / serving bytes.
         loss: full table's test AUC minus the method's, mean over seeds.
-        low: lower end of its 95% interval: Student's t over three seeds or more, else of the test
-            rows alone.
+        low: lower end of its 95% interval: of the paired comparison where ``paired.json`` holds it;
+            else Student's t over three seeds or more, or of the test rows alone.
         high: upper end.
         seeds: number of seeds.
     """
@@ -88,14 +90,22 @@ def curves(
             beside it.
     """
     found: dict[Place, dict[tuple[str, str], Point]] = {}
-    records = {name: one for folder in runs for name, one in read_all(folder).records.items()}
+    records: dict[str, Record] = {}
+    paired: dict[tuple[str, ...], Compared] = {}
+    for folder in runs:
+        own = read_all(folder).records
+        records |= own
+        for pair, compared in stored_results(folder, own.values()).items():
+            if pair.reference == REFERENCE:
+                paired[pair.runs] = compared
     groups = group_runs(records.values())
     for group in groups:
         full = reference_of(group, REFERENCE, groups)
         if full is None or data not in (None, group.data) or model not in (None, group.model):
             continue
         sizes = found.setdefault((group.data, group.model), {})
-        key, point = (without_size(group.method), group.asked), _point(group, full)
+        key = (without_size(group.method), group.asked)
+        point = _point(group, full, paired.get(group.names(group.shared_seeds(full))))
         # of the same size with several settings, what most seeds show
         if key not in sizes or sizes[key].seeds < point.seeds:
             sizes[key] = point
@@ -113,7 +123,10 @@ def _by_method(sizes: Mapping[tuple[str, str], Point]) -> dict[str, list[Point]]
     return methods
 
 
-def _point(group: Group, full: Group) -> Point:
+def _point(group: Group, full: Group, compared: Compared | None) -> Point:
+    paired = None if compared is None else compared.auc
+    if paired is not None:
+        return Point(_ratio(group), -paired.value, -paired.high, -paired.low, paired.seeds)
     seeds = group.shared_seeds(full)
     runs = [group.runs[seed] for seed in seeds]
     values = np.array([-changes_of(group.runs[s], full.runs[s], "auc") for s in seeds])
@@ -124,8 +137,12 @@ def _point(group: Group, full: Group) -> Point:
     else:
         intervals = [run["metrics"]["test"]["auc"] for run in runs]
         reach = max(one["high"] - one["low"] for one in intervals) / 2
-    ratio = float(np.exp(np.mean([math.log(run["bytes"]["ratio"]) for run in runs])))
-    return Point(ratio, loss, loss - reach, loss + reach, len(values))
+    return Point(_ratio(group), loss, loss - reach, loss + reach, len(values))
+
+
+def _ratio(group: Group) -> float:
+    """Return the geometric mean of the runs' ratios."""
+    return statistics.geometric_mean(run["bytes"]["ratio"] for run in group.runs.values())
 
 
 def without_size(text: str) -> str:

@@ -55,6 +55,21 @@ def results(runs_dir: str | Path, found: Iterable[Record]) -> Results:
     return compared
 
 
+def stored_results(runs_dir: str | Path, found: Iterable[Record]) -> Results:
+    """Return the comparisons that a folder's file holds of its records; none without a file.
+
+    Raises:
+        RunError: the file is stale or not readable.
+    """
+    if not (Path(runs_dir) / PAIRED).is_file():
+        return {}
+    records = {record["run_id"]: record for record in found}
+    wanted = pairings(group_runs(records.values()))
+    stored = read(runs_dir)
+    refuse_stale(Path(runs_dir) / PAIRED, stored, wanted, records)
+    return stored
+
+
 def store(runs_dir: str | os.PathLike[str]) -> tuple[Path, Results]:
     """Compare all groups of a folder with their references and write ``paired.json``, atomically.
 

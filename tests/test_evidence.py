@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from run_folders import make, without_predictions
 
 import featemb as fe
+from featemb.benchmarks import stored_pairs
 from featemb.benchmarks.evidence import Expected, Point, combine, curves, expect, rank, without_size
 from featemb.errors import RunError
 
@@ -64,6 +66,21 @@ def test_points_are_paired_by_seed(tmp_path: Path) -> None:
     assert [(round(p.ratio, 9), p.seeds) for p in points] == [(2, 3), (4, 3)]
     np.testing.assert_allclose([p.loss for p in points], [0.02, 0.04])
     np.testing.assert_allclose([p.high - p.low for p in points], 0, atol=1e-12)
+
+
+def test_intervals_are_those_of_paired_comparisons(tmp_path: Path) -> None:
+    for seed in range(2):
+        make(tmp_path, seed=seed)
+        make(tmp_path, 2.0, method="hash", ratio=10.0, serving=100, seed=seed)
+    ((unpaired,),) = (methods["hash"] for methods in curves([tmp_path]).values())
+    _, compared = stored_pairs.store(tmp_path)
+    (auc,) = (one.auc for pair, one in compared.items() if pair.reference == "full")
+    assert auc is not None
+    without_predictions(tmp_path)
+    ((point,),) = (methods["hash"] for methods in curves([tmp_path]).values())
+    assert point.loss == pytest.approx(unpaired.loss)
+    assert (point.low, point.high) == (-auc.high, -auc.low)
+    assert point.high - point.low != pytest.approx(unpaired.high - unpaired.low)
 
 
 def test_between_points_the_curve_is_linear_in_log_ratio() -> None:
