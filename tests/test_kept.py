@@ -139,6 +139,18 @@ def test_sparse_tables_take_any_shape(form: str, shape: tuple[int, ...]) -> None
             assert ((found - wanted).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.9])
+@pytest.mark.parametrize("width", [1, 255, 257, 700])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_may_span_blocks(form: str, width: int, share: float) -> None:
+    table = torch.randn(40, width, generator=torch.Generator().manual_seed(1))
+    kept = drawn(40 * width, max(1, int(40 * width * share)))
+    keep = torch.zeros(40 * width, dtype=torch.bool).index_fill_(0, kept, True).view(40, width)
+    values = Fp32().encode(table.flatten()[kept][:, None])
+    part = KeptWeights(index=FORMS[form](kept, 40 * width), values=values, width=width)
+    assert torch.equal(part(torch.arange(40)), torch.where(keep, table, 0.0))
+
+
 def masked(rows: int, width: int, unit: int, count: int) -> MaskedRows:
     """Return a table of which ``count`` of its rows (unit 1) or numbers (unit ``width``) remain."""
     table = RowTable(rows, width, 1.0, torch.Generator().manual_seed(4))

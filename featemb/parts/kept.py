@@ -100,18 +100,44 @@ class ListIndex(Part):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return the rank of each position int64 ``[...]``, or -1."""
+        rank, found = self._search(positions)
+        return torch.where(found, rank, -1)
+
+    def span(self, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return the kept positions of ``[first, first + width)``: two searches for all of them.
+
+        Returns:
+            Ranks ``[..., width]``, first those of the kept positions, and how far each is from the
+            first position: ``width`` for the ranks that are left over.
+        """
+        low, _ = self._search(first)
+        high, found = self._search(first + (width - 1))
+        rank = low[..., None] + torch.arange(width, device=first.device)
+        kept = rank < (high + found)[..., None]
+        block = first // self.block
+        from_block = (block * self.block - first)[..., None]
+        last = self.starts.shape[0] - 1
+        for ahead in range(1, (width - 1) // self.block + 2):
+            begin = self.starts[(block + ahead).clamp(max=last)]
+            from_block = from_block + (rank >= begin[..., None]) * self.block
+        rank = rank.clamp(max=self.places.shape[0] - 1)
+        return rank, torch.where(kept, from_block + self._place(rank), width)
+
+    def _search(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many kept positions are smaller, and whether each is kept itself."""
         block = positions // self.block
         wanted = positions % self.block
         low, end = self.starts[block].long(), self.starts[block + 1].long()
         high = end
+        most = self.places.shape[0] - 1
         for _ in range(self.block.bit_length()):
-            middle = (low + high) >> 1
+            middle = ((low + high) >> 1).clamp(max=most)
             right = (low < high) & (self._place(middle) < wanted)
             low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
-        return torch.where((low < end) & (self._place(low) == wanted), low, -1)
+        return low, (low < end) & (self._place(low.clamp(max=most)) == wanted)
 
     def _place(self, rank: Tensor) -> Tensor:
-        place = self.places[rank.clamp(max=self.places.shape[0] - 1)].long()
+        place = self.places[rank].long()
         return place + 2**15 if self.block > 2**8 else place
 
 
@@ -177,7 +203,12 @@ class KeptWeights(Part):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return vectors ``[..., C]`` of row numbers of the whole table."""
-        column = torch.arange(self.width, device=rows.device)
-        rank = self.index(rows[..., None] * self.width + column)
-        values: Tensor = self.values(rank.clamp(min=0))[..., 0]
+        first = rows * self.width
+        if isinstance(self.index, ListIndex):
+            rank, column = self.index.span(first, self.width)
+            values: Tensor = self.values(rank)[..., 0]
+            wide = values.new_zeros(*rows.shape, self.width + 1)  # the last column is no one's
+            return wide.scatter(-1, column, values)[..., : self.width]
+        rank = self.index(first[..., None] + torch.arange(self.width, device=first.device))
+        values = self.values(rank.clamp(min=0))[..., 0]
         return torch.where(rank >= 0, values, torch.zeros_like(values))
