@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from featemb import staging
 from featemb.benchmarks import environment, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
@@ -119,6 +120,7 @@ def _run(
     with torch.random.fork_rng():  # dropout draws from the global generator
         torch.manual_seed(config.seed)
         net = build_network(config, dataset.schema)
+        record["solved"] = str(staging.layers(net)[0].spec)
         clock.lap("build")
 
         def note(row: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.run import run_id, run_one
 from featemb.errors import BudgetError, ConfigError
 from featemb.schema import Feature, Schema
+from featemb.spec import parse
 
 SCHEMA = Schema([Feature("user", 700), Feature("item", 300), Feature("hour", 24)], ["age"])
 
@@ -83,6 +84,12 @@ def test_bytes_are_counted(done: tuple[Path, dict[str, Any]]) -> None:
     # fp32 rows and Adam's two moments beside int8 rows
     assert size["training"] == sum(size["training_parts"].values()) > 6 * size["serving"]
     assert size["training_parts"]["optimizer state"] > 0
+
+
+def test_the_solved_method_is_recorded(done: tuple[Path, dict[str, Any]]) -> None:
+    solved = parse(done[1]["solved"])
+    assert (solved.method.name, solved.codec.name) == ("unified", "int8")
+    assert "rows=" in done[1]["solved"]
 
 
 def test_curve_and_early_stopping(done: tuple[Path, dict[str, Any]]) -> None:
