@@ -13,6 +13,7 @@ if __name__ != "featemb.models":
 from featemb.models.base import CTRModel, ModelContext
 from featemb.models.config import ModelConfig
 from featemb.models.registry import build, config_fields, find, names, register
+from featemb.models.saved import load, save
 
 __all__ = [
     "CTRModel",
@@ -21,6 +22,8 @@ __all__ = [
     "build",
     "config_fields",
     "find",
+    "load",
     "names",
     "register",
+    "save",
 ]

@@ -55,6 +55,8 @@ class CTRModel(nn.Module):
         config: the settings.
         numeric: number of numeric columns, M.
         embedding: the layer.
+        built_widths: output width of each feature that the model was built for; a served model's
+            layer may be narrower.
     """
 
     name: ClassVar[str]
@@ -68,6 +70,7 @@ class CTRModel(nn.Module):
         self.config = config
         self.numeric = context.numeric
         self.embedding: Layer = context.embedding
+        self.built_widths = tuple(context.embedding.widths)
 
     def logits(self, ids: Any, vectors: Tensor, numeric: Tensor | None) -> Tensor:
         """Return logits ``[B]``; every model writes this.
@@ -209,8 +212,12 @@ class CTRModel(nn.Module):
         wide = self.embedding
         assert isinstance(wide, FrozenEmbedding)
         narrow = wide.narrowed()
-        if narrow is not wide and self.keep_inputs(self._columns(wide.widths, narrow.widths)):
+        if narrow is not wide and self.keep_widths(narrow.widths):
             self.embedding = narrow
+
+    def keep_widths(self, widths: Sequence[int]) -> bool:
+        """Read the first ``widths[f]`` numbers of each feature from now on (`keep_inputs`)."""
+        return self.keep_inputs(self._columns(self.built_widths, widths))
 
     def _columns(self, wide: Sequence[int], narrow: Sequence[int]) -> list[int]:
         """Positions of narrower vectors, and of the numeric columns, in ``[vectors; numeric]``."""

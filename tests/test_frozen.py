@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import featemb as fe
-from featemb import frozen as frozen_module
+from featemb import package
 from featemb.kernels import pack, unpack
 
 SCHEMA = fe.Schema([fe.Feature("a", 300), fe.Feature("b", 40)])
@@ -90,7 +90,7 @@ def test_other_formats_are_refused(
 ) -> None:
     path = tmp_path / "layer"
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_module, "FORMAT", number)
+        patch.setattr(package, "FORMAT", number)
         fe.embedding(SCHEMA, "full").freeze().save(path)
     with pytest.raises(fe.FormatError, match=f"format {number}, this version reads 2"):
         fe.load(path)
