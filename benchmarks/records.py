@@ -1,7 +1,8 @@
 """Run folders: one run, one folder, written atomically; reports read nothing else.
 
 ``RUNS/<run_id>/`` holds ``run.json`` (see docs/benchmarks.md), ``curve.parquet`` (a row an
-evaluation) and ``predictions.parquet`` (a row a test row). A run is written to a private folder
+evaluation), ``predictions.parquet`` (a row a test row) and, where it was asked for,
+``model.safetensors`` (the served model). A run is written to a private folder
 beside its place and moved there whole. `lock` gives one process at a time the right to do a run;
 the operating system frees it when the process ends, however it ends.
 """
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def write(
     record: Mapping[str, Any],
     curve: Sequence[Mapping[str, Any]],
     predictions: Mapping[str, Any] | None,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a run's folder atomically and return it.
 
@@ -77,6 +79,7 @@ def write(
         record: as in ``run.json``.
         curve: rows of ``curve.parquet``.
         predictions: columns of ``predictions.parquet``, or None for a failed run.
+        more: writes further files into the folder that it is given.
     """
     folder = Path(runs_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,8 @@ def write(
             pq.write_table(
                 pa.table(dict(predictions)), private / "predictions.parquet", compression="zstd"
             )
+        if more is not None:
+            more(private)
         for path in private.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from featemb import staging
+from featemb import models, staging
 from featemb.benchmarks import environment, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
@@ -22,6 +22,8 @@ from featemb.datasets import Dataset
 from featemb.errors import RunError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
+
+MODEL = "model.safetensors"
 
 
 def run_id(config: RunConfig) -> str:
@@ -35,6 +37,7 @@ def run_one(
     dataset: Dataset | None = None,
     progress: Watcher | None = None,
     checkpoint: bool = False,
+    save_model: bool = False,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
@@ -49,6 +52,7 @@ def run_one(
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
             removed when the record is written.
+        save_model: write the served model to ``model.safetensors`` in the run's folder.
 
     Returns:
         The record, as in ``run.json``.
@@ -58,10 +62,10 @@ def run_one(
     watch({"event": "start", "run_id": name})
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
-    predictions: dict[str, Any] | None = None
+    answer: tuple[dict[str, Any], CTRModel] | None = None
     state = records.checkpoint(runs_dir, name) if checkpoint else None
     try:
-        predictions = _run(config, record, curve, dataset, watch, state)
+        answer = _run(config, record, curve, dataset, watch, state)
         record["status"] = "ok"
     except Exception as error:  # one run must not stop the others; it is told in the record
         record["error"] = {
@@ -69,7 +73,13 @@ def run_one(
             "message": str(error),
             "traceback": _traceback(),
         }
-    records.write(runs_dir, record, curve, predictions)
+    predictions, served = answer or (None, None)
+
+    def write_model(folder: Path) -> None:
+        if save_model and served is not None:
+            models.save(served, folder / MODEL)
+
+    records.write(runs_dir, record, curve, predictions, write_model)
     if state is not None:
         state.unlink(missing_ok=True)
     if record["status"] == "failed" and config.device != "cpu":
@@ -106,8 +116,8 @@ def _run(
     dataset: Dataset | None,
     watch: Watcher,
     checkpoint: Path | None,
-) -> dict[str, Any]:
-    """Fill a record and a curve; return the predictions of the test split."""
+) -> tuple[dict[str, Any], CTRModel]:
+    """Fill a record and a curve; return the predictions of the test split and the served model."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     record["device"] = environment.device(config.device)
@@ -148,7 +158,7 @@ def _run(
     }
     record["training"] = _training(trained)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
-    return sources.predictions(splits["test"], score["test"])
+    return sources.predictions(splits["test"], score["test"]), frozen
 
 
 def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:

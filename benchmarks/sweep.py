@@ -28,6 +28,7 @@ def sweep(
     jobs: int = 1,
     progress: Watcher | None = None,
     checkpoint: bool = False,
+    save_model: bool = False,
 ) -> list[dict[str, Any]]:
     """Do the runs that a folder does not hold yet.
 
@@ -43,6 +44,7 @@ def sweep(
             the runs set their own.
         progress: told of the runs' events.
         checkpoint: go on with runs that were under way (see `run_one`).
+        save_model: keep the served models (see `run_one`).
 
     Returns:
         The records of all these runs.
@@ -56,10 +58,11 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     watch = progress or Quiet()
     _load_data(config for name, config in todo.items() if not is_done(folder, name, retry_failed))
+    options = {"checkpoint": checkpoint, "save_model": save_model}
     if jobs == 1:
-        _work(todo, folder, retry_failed, watch, checkpoint)
+        _work(todo, folder, retry_failed, watch, options)
     else:
-        _share(todo, folder, retry_failed, watch, jobs, checkpoint)
+        _share(todo, folder, retry_failed, watch, jobs, options)
     return [records.read(folder / name) for name in todo]
 
 
@@ -87,7 +90,7 @@ def _work(
     folder: Path,
     retry_failed: bool,
     watch: Watcher,
-    checkpoint: bool,
+    options: dict[str, bool],
 ) -> None:
     """Do the runs that are not done; come back to those that other processes hold."""
     tried: set[str] = set()  # a failed run is retried once, not for ever
@@ -105,7 +108,7 @@ def _work(
                 elif is_done(folder, name, retry_failed and name not in tried):
                     watch({"event": "skip", "run_id": name, "reason": "done by another process"})
                 else:
-                    run_one(todo[name], folder, progress=watch, checkpoint=checkpoint)
+                    run_one(todo[name], folder, progress=watch, **options)
         if len(busy) == len(waiting):
             time.sleep(_POLL_SECONDS)
         waiting = busy
@@ -117,7 +120,7 @@ def _share(
     retry_failed: bool,
     watch: Watcher,
     jobs: int,
-    checkpoint: bool,
+    options: dict[str, bool],
 ) -> None:
     """Do the runs in several processes: each works on the same list, the locks share it out."""
     left = {}
@@ -131,9 +134,7 @@ def _share(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     settings = [config.at(threads=config.threads or threads).to_dict() for config in left.values()]
     workers = [
-        context.Process(
-            target=_worker, args=(settings, str(folder), retry_failed, events, checkpoint)
-        )
+        context.Process(target=_worker, args=(settings, str(folder), retry_failed, events, options))
         for _ in range(min(jobs, len(left)))
     ]
     for worker in workers:
@@ -157,7 +158,7 @@ def _worker(
     folder: str,
     retry_failed: bool,
     events: multiprocessing.Queue[dict[str, Any]],
-    checkpoint: bool,
+    options: dict[str, bool],
 ) -> None:
     parent = multiprocessing.parent_process()
 
@@ -168,7 +169,7 @@ def _worker(
 
     configs = (RunConfig.from_dict(one) for one in settings)
     todo = {run_id(config): config for config in configs}
-    _work(todo, Path(folder), retry_failed, send, checkpoint)
+    _work(todo, Path(folder), retry_failed, send, options)
 
 
 def _relay(

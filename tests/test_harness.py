@@ -15,6 +15,7 @@ import torch
 from featemb import models
 from featemb.benchmarks import records, sources
 from featemb.benchmarks.config import RunConfig
+from featemb.benchmarks.evaluation import predict
 from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.run import run_id, run_one
 from featemb.errors import BudgetError, ConfigError
@@ -90,6 +91,20 @@ def test_the_solved_method_is_recorded(done: tuple[Path, dict[str, Any]]) -> Non
     solved = parse(done[1]["solved"])
     assert (solved.method.name, solved.codec.name) == ("unified", "int8")
     assert "rows=" in done[1]["solved"]
+
+
+def test_the_served_model_is_kept_where_asked(table: Path, tmp_path: Path) -> None:
+    run = config(table, method="unified(lookups=2)+int8", ratio=4, epochs=1)
+    record = run_one(run, tmp_path, save_model=True)
+    folder = tmp_path / record["run_id"]
+    net = models.load(folder / "model.safetensors")
+    test = sources.load(run).splits["test"]
+    score = predict(net, test, 64, torch.device("cpu"))
+    told = pd.read_parquet(folder / "predictions.parquet")["score"]
+    np.testing.assert_allclose(score, told, rtol=1e-6)
+    assert net.memory().serving == record["bytes"]["serving"]
+    again = run_one(replace(run, seed=1), tmp_path)
+    assert not (tmp_path / again["run_id"] / "model.safetensors").exists()
 
 
 def test_curve_and_early_stopping(done: tuple[Path, dict[str, Any]]) -> None:

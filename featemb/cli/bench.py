@@ -41,6 +41,7 @@ def bench(
     dry_run: bool = typer.Option(False, "--dry-run", help="List the runs and do nothing."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     checkpoint: bool = settings.CHECKPOINT,
+    save_model: bool = settings.SAVE_MODEL,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
     batch_size: int | None = settings.BATCH_SIZE,
@@ -73,7 +74,7 @@ def bench(
     if dry_run:
         _list(configs, folder, **how)
     else:
-        _sweep(configs, folder, quiet, **how, checkpoint=checkpoint)
+        _sweep(configs, folder, quiet, **how, checkpoint=checkpoint, save_model=save_model)
 
 
 def _grids(

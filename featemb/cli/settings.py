@@ -40,6 +40,11 @@ CHECKPOINT = typer.Option(
     "--checkpoint/--no-checkpoint",
     help="Keep the state of a run after every evaluation, and go on from it after a kill.",
 )
+SAVE_MODEL = typer.Option(
+    False,
+    "--save-model/--no-save-model",
+    help="Keep the served model in the run's folder, for `featemb export`.",
+)
 SET = typer.Option(
     None, "--set", help="A setting of the model, as in TOML: --set 'hidden=[192]' (repeatable)."
 )

@@ -30,6 +30,7 @@ def train(
     out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     checkpoint: bool = settings.CHECKPOINT,
+    save_model: bool = settings.SAVE_MODEL,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
     batch_size: int | None = settings.BATCH_SIZE,
@@ -63,16 +64,17 @@ def train(
     dataset = sources.load(config)
     if save_schema is not None:
         sources.save_recipe(dataset, save_schema)
-    _show(_run(config, dataset, out, quiet, checkpoint), out)
+    how = {"checkpoint": checkpoint, "save_model": save_model}
+    _show(_run(config, dataset, out, quiet, how), out)
 
 
 def _run(
-    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, checkpoint: bool
+    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, how: dict[str, bool]
 ) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
     from featemb.benchmarks.progress import watcher
-    from featemb.benchmarks.run import run_id, run_one
+    from featemb.benchmarks.run import MODEL, run_id, run_one
     from featemb.benchmarks.sweep import is_done
 
     name = run_id(config)
@@ -82,9 +84,11 @@ def _run(
             raise RunError(f"another process is doing the run {name} in {out}")
         if is_done(out, name, retry_failed=True):
             typer.echo(f"{out} holds this run already")
+            if how["save_model"] and not (out / name / MODEL).is_file():
+                typer.echo("its model was not kept; to keep one, give another --out")
             return records.read(out / name)
         with watcher(1, quiet) as watch:
-            return run_one(config, out, dataset, watch, checkpoint)
+            return run_one(config, out, dataset, watch, **how)
 
 
 def _show(record: dict[str, Any], out: Path) -> None:
