@@ -20,6 +20,7 @@ from torch import Tensor
 
 from featemb.datasets.dataset import Bag, Dataset, Split
 from featemb.datasets.encode import FORMAT, GROUP, checksum, encode, file_digest
+from featemb.datasets.encoding import Encoding
 from featemb.datasets.recipe import PARTS, Recipe
 from featemb.datasets.source import Source
 from featemb.errors import DataError
@@ -96,8 +97,9 @@ def read(name: str, folder: Path) -> Dataset:
         schema = schema.with_counts({feature: counts[feature] for feature in schema.names})
     recipe = Recipe.from_json(json.dumps(document["recipe"]))
     splits = {part: _split(folder / f"{part}.parquet", schema, recipe) for part in PARTS}
+    encoding = Encoding.read(folder, recipe, document["moments"])
     meta = document["meta"] | {"user": recipe.user, "recipe": document["recipe"]}
-    return Dataset(name, schema, splits, document["fingerprint"], meta)
+    return Dataset(name, schema, splits, document["fingerprint"], meta, encoding)
 
 
 def _split(path: Path, schema: Schema, recipe: Recipe) -> Split:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from featemb.errors import ConfigError
 from featemb.ids import Jagged
 from featemb.schema import Schema
+
+if TYPE_CHECKING:
+    from featemb.datasets.encoding import Encoding
 
 
 class Batch(NamedTuple):
@@ -143,6 +146,7 @@ class Dataset:
         splits: "train", "valid" and "test".
         fingerprint: SHA-256 over the encoded content.
         meta: protocol, source, meaning of the label, terms, as JSON-able values.
+        encoding: what turned raw columns into ids, or None where ids were made directly.
     """
 
     name: str
@@ -150,3 +154,4 @@ class Dataset:
     splits: Mapping[str, Split]
     fingerprint: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    encoding: Encoding | None = None

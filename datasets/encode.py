@@ -1,6 +1,7 @@
 """Two streamed passes: vocabularies from the training rows, then ids for all rows.
 
-The encoded form is a folder: ``meta.json``, ``counts.npz`` and one Parquet file a split. It is made
+The encoded form is a folder: ``meta.json``, ``counts.npz``, ``vocabulary.arrow`` and one Parquet
+file a split. It is made
 in a private folder beside its place and moved there whole, so that a reader sees all of it or
 nothing, and of several processes that encode the same data the first one wins.
 """
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featemb.datasets.encoding import Encoding
 from featemb.datasets.recipe import PARTS, Column, Recipe
 from featemb.datasets.shards import Shards
 from featemb.datasets.source import Source, require_columns
@@ -29,7 +31,7 @@ from featemb.datasets.vocabulary import Moments, Vocabulary, cells, labels, numb
 from featemb.errors import DataError
 from featemb.schema import Feature, Schema
 
-FORMAT = 3
+FORMAT = 4
 GROUP = "__group__"  # the column of user codes; no feature may have this name
 _MISSING_GROUP = -1
 
@@ -52,10 +54,11 @@ def encode(source: Source, recipe: Recipe, folder: Path, meta: Mapping[str, Any]
     private = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         parts = assign(source, recipe)
-        vocabularies, moments = _first_pass(source, recipe, parts)
+        encoding, counts = _first_pass(source, recipe, parts)
         shards = Shards(private, recipe)
-        _second_pass(source, recipe, parts, vocabularies, moments, shards)
-        _describe(recipe, vocabularies, shards, meta, private)
+        _second_pass(source, encoding, parts, shards)
+        encoding.save(private)
+        _describe(encoding, counts, shards, meta, private)
         try:
             os.replace(private, folder)
         except OSError:  # another process was faster: its folder holds the same
@@ -65,12 +68,10 @@ def encode(source: Source, recipe: Recipe, folder: Path, meta: Mapping[str, Any]
         shutil.rmtree(private, ignore_errors=True)
 
 
-Vocabularies = dict[str, tuple[list[Any], npt.NDArray[np.int64]]]
+Counts = dict[str, npt.NDArray[np.int64]]
 
 
-def _first_pass(
-    source: Source, recipe: Recipe, parts: Parts
-) -> tuple[Vocabularies, dict[str, tuple[float, float]]]:
+def _first_pass(source: Source, recipe: Recipe, parts: Parts) -> tuple[Encoding, Counts]:
     words = {column.name: Vocabulary() for column in recipe.categorical}
     moments = {column.name: Moments() for column in recipe.numeric}
     for batch, part in _with_parts(source, parts):
@@ -82,7 +83,12 @@ def _first_pass(
         for column in recipe.numeric:
             moments[column.name].add(numbers(train, column))
     closed = {c.name: words[c.name].close(recipe.threshold(c)) for c in recipe.categorical}
-    return closed, {name: moment.close() for name, moment in moments.items()}
+    encoding = Encoding(
+        recipe,
+        {name: pa.array(values) for name, (values, _) in closed.items()},
+        {name: moment.close() for name, moment in moments.items()},
+    )
+    return encoding, {name: counts for name, (_, counts) in closed.items()}
 
 
 def _with_parts(source: Source, parts: Parts) -> Iterator[tuple[pa.RecordBatch, Parts]]:
@@ -92,20 +98,12 @@ def _with_parts(source: Source, parts: Parts) -> Iterator[tuple[pa.RecordBatch, 
         start += batch.num_rows
 
 
-def _second_pass(
-    source: Source,
-    recipe: Recipe,
-    parts: Parts,
-    vocabularies: Vocabularies,
-    moments: Mapping[str, tuple[float, float]],
-    shards: Shards,
-) -> None:
-    known = {name: pa.array(values) for name, (values, _) in vocabularies.items() if values}
+def _second_pass(source: Source, encoding: Encoding, parts: Parts, shards: Shards) -> None:
     groups: dict[Any, int] = {}
     start = 0
     with shards:
         for batch, part in _with_parts(source, parts):
-            encoded = _encode_batch(batch, recipe, known, moments, groups, start)
+            encoded = _encode_batch(batch, encoding, groups, start)
             shards.write(encoded, part)
             start += batch.num_rows
     for number, name in enumerate(PARTS):
@@ -117,37 +115,14 @@ def _second_pass(
 
 
 def _encode_batch(
-    batch: pa.RecordBatch,
-    recipe: Recipe,
-    known: Mapping[str, pa.Array],
-    moments: Mapping[str, tuple[float, float]],
-    groups: dict[Any, int],
-    start: int,
+    batch: pa.RecordBatch, encoding: Encoding, groups: dict[Any, int], start: int
 ) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {}
-    for column in recipe.categorical:
-        values, lengths = cells(batch, column)
-        ids = _ids(values, known.get(column.name))
-        if lengths is not None:
-            offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy())]).astype(np.int32)
-            columns[column.name] = pa.ListArray.from_arrays(offsets, ids)
-        else:
-            columns[column.name] = ids
-    for column in recipe.numeric:
-        mean, deviation = moments[column.name]
-        scaled = (numbers(batch, column) - mean) / deviation
-        columns[column.name] = pa.array(np.nan_to_num(scaled, nan=0.0).astype(np.float32))
+    recipe = encoding.recipe
+    columns = encoding.columns(batch)
     columns[recipe.label] = pa.array(labels(batch, recipe.label, start))
     if recipe.user is not None:
         columns[GROUP] = _groups(cells(batch, Column(name=recipe.user))[0], groups)
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _ids(values: pa.Array, known: pa.Array | None) -> pa.Array:
-    if known is None:
-        return pa.array(np.zeros(len(values), np.int32))
-    found = pc.index_in(values, value_set=known.cast(values.type), skip_nulls=True)
-    return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
 
 
 def _groups(values: pa.Array, groups: dict[Any, int]) -> pa.Array:
@@ -160,32 +135,30 @@ def _groups(values: pa.Array, groups: dict[Any, int]) -> pa.Array:
 
 
 def _describe(
-    recipe: Recipe,
-    vocabularies: Vocabularies,
-    shards: Shards,
-    meta: Mapping[str, Any],
-    folder: Path,
+    encoding: Encoding, counts: Counts, shards: Shards, meta: Mapping[str, Any], folder: Path
 ) -> None:
+    recipe = encoding.recipe
     features = [
         Feature(
             c.name,
-            len(vocabularies[c.name][1]),
+            len(counts[c.name]),
             multi=True,
             pooling=c.pooling,
             max_length=shards.longest.get(c.name) or None,
         )
         if c.multi
-        else Feature(c.name, len(vocabularies[c.name][1]))
+        else Feature(c.name, len(counts[c.name]))
         for c in recipe.categorical
     ]
     schema = Schema(features, [column.name for column in recipe.numeric])
-    counts: dict[str, Any] = {name: counts for name, (_, counts) in vocabularies.items()}
-    np.savez(folder / "counts.npz", **counts)
+    arrays: dict[str, Any] = dict(counts)
+    np.savez(folder / "counts.npz", **arrays)
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     document = {
         "format": FORMAT,
         "schema": json.loads(schema.to_json()),
         "recipe": json.loads(recipe.to_json()),
+        "moments": encoding.moments,
         "fingerprint": shards.fingerprint(schema),
         "files": digests,
         "meta": dict(meta),

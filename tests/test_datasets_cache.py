@@ -36,7 +36,7 @@ def test_second_load_reads_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch
     data, folder = encode(path)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert set(before) == {
-        *("meta.json", "counts.npz"),
+        *("meta.json", "counts.npz", "vocabulary.arrow"),
         *("train.parquet", "valid.parquet", "test.parquet"),
     }
     monkeypatch.setattr("featemb.datasets.cache.encode", None)
