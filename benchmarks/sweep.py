@@ -58,7 +58,7 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     watch = progress or Quiet()
     _load_data(config for name, config in todo.items() if not is_done(folder, name, retry_failed))
-    options = {"checkpoint": checkpoint, "save_model": save_model}
+    options: dict[str, Any] = {"checkpoint": checkpoint, "save_model": save_model}
     if jobs == 1:
         _work(todo, folder, retry_failed, watch, options)
     else:
@@ -90,7 +90,7 @@ def _work(
     folder: Path,
     retry_failed: bool,
     watch: Watcher,
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> None:
     """Do the runs that are not done; come back to those that other processes hold."""
     tried: set[str] = set()  # a failed run is retried once, not for ever
@@ -120,7 +120,7 @@ def _share(
     retry_failed: bool,
     watch: Watcher,
     jobs: int,
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> None:
     """Do the runs in several processes: each works on the same list, the locks share it out."""
     left = {}
@@ -158,7 +158,7 @@ def _worker(
     folder: str,
     retry_failed: bool,
     events: multiprocessing.Queue[dict[str, Any]],
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> None:
     parent = multiprocessing.parent_process()
 
