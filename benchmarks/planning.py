@@ -20,10 +20,11 @@ from featemb.files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
+    from featemb.placement import Placement
     from featemb.schema import Schema
 
 _EVIDENCE = ("auc_loss", "loss_low", "loss_high", "basis", "evidence")
-_INTEGERS = ("serving_bytes", "training_bytes", "floor_bytes")
+_INTEGERS = ("serving_bytes", "training_bytes", "floor_bytes", "gpu_bytes", "host_bytes")
 
 
 def title(schema: Schema, dim: int, ratio: float | None, budget: int | str | None) -> str:
@@ -51,7 +52,11 @@ def table(frame: pd.DataFrame, heading: str) -> Table:
     made.add_column("method", overflow="fold")
     for name in ("serving", "ratio", "training"):
         made.add_column(name, justify="right", no_wrap=True)
-    known = "auc_loss" in frame
+    known, placed = "auc_loss" in frame, "placed" in frame
+    if placed:
+        made.add_column("where", overflow="fold")
+        for name in ("a GPU", "host"):
+            made.add_column(name, justify="right", no_wrap=True)
     if known:
         made.add_column("AUC loss", justify="right", no_wrap=True)
         made.add_column("95%", no_wrap=True)
@@ -64,7 +69,32 @@ def table(frame: pd.DataFrame, heading: str) -> Table:
             "" if _missing(row.ratio) else f"{row.ratio:.1f}x",
             _bytes(row.training_bytes),
         ]
-        made.add_row(*cells, *(_expectation(row) if known else ()))
+        made.add_row(
+            *cells, *(_places(row) if placed else ()), *(_expectation(row) if known else ())
+        )
+    return made
+
+
+def _places(row: Any) -> tuple[str, str, str]:
+    return str(row.placed), _bytes(row.gpu_bytes), _bytes(row.host_bytes)
+
+
+def places(found: Placement) -> Table:
+    """Return where a method's tables go: a line a table and device."""
+    made = Table(
+        title=f"placed by {found.placer}: {found.summary}",
+        caption=found.note or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("table", "device", "how"):
+        made.add_column(name, overflow="fold")
+    for name in ("rows", "first row", "bytes"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for one in found.shards:
+        numbers = (f"{one.rows:,}", f"{one.first:,}", _bytes(one.size))
+        made.add_row(one.table, one.device, one.how, *numbers)
     return made
 
 
@@ -117,7 +147,7 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {
             str(key): None if _missing(value) else value for key, value in row.items()
         }
-        entry |= {name: int(entry[name]) for name in _INTEGERS if entry[name] is not None}
+        entry |= {name: int(entry[name]) for name in _INTEGERS if entry.get(name) is not None}
         found.append(entry | {"fits": bool(row["fits"])})
     return found
 

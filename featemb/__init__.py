@@ -26,6 +26,7 @@ from featemb.history import History
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
 from featemb.memory import Memory
+from featemb.placement import Devices, Placement, place
 from featemb.plan import plan
 from featemb.schema import Feature, Schema
 from featemb.spec import Spec, parse
@@ -42,6 +43,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "Devices",
     "Evaluator",
     "FeatembError",
     "Feature",
@@ -54,6 +56,7 @@ __all__ = [
     "Memory",
     "MethodConfig",
     "PartsEmbedding",
+    "Placement",
     "RowEmbedding",
     "RunError",
     "Schema",
@@ -69,6 +72,7 @@ __all__ = [
     "methods",
     "optim",
     "parse",
+    "place",
     "plan",
     "staging",
 ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featemb.build import check_request, embedding
 from featemb.config import find, names
 from featemb.errors import BudgetError, ConfigError, SchemaError
-from featemb.layer import MethodConfig
+from featemb.layer import FeatureEmbedding, MethodConfig
 from featemb.memory import Memory
 from featemb.optim import build
+from featemb.placement import HOST, Devices, Placer, place
 from featemb.schema import Schema
 from featemb.spec import parse
+from featemb.tables import Use
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +31,15 @@ _COLUMNS = (
     "training_parts",
     "reason",
 )
+_PLACES = ("placed", "gpu_bytes", "host_bytes")
 # Codecs that nearly every table takes without a loss worth telling.
 _CODECS = ("int8", "int4")
+
+
+class _Where(NamedTuple):
+    devices: Devices
+    use: Use
+    placer: Placer
 
 
 def plan(
@@ -42,6 +51,9 @@ def plan(
     specs: Sequence[str] | None = None,
     compositions: bool = False,
     optimizer: str = "row_adam",
+    devices: Devices | None = None,
+    use: Use = "training",
+    placer: Placer = "auto",
 ) -> pd.DataFrame:
     """Return one row a method: its solved configuration and its bytes, or its floor.
 
@@ -58,12 +70,16 @@ def plan(
             ``int4`` rows too.
         optimizer: whose state is part of the training bytes, as in `featemb.optim.build`. A method
             that names its own has that one.
+        devices: memory to place each method's tables in, as `featemb.place` does; None places none.
+        use: what is placed, "training" or "serving".
+        placer: who places, as in `featemb.place`.
 
     Returns:
         A data frame with the columns method (as given), spec (solved), fits, serving_bytes,
         training_bytes (parameters, buffers and optimizer state), ratio (achieved), floor_bytes
         (smallest size; only where it does not fit), serving_parts and training_parts (bytes by
-        part), reason (why it cannot be had; "" where it fits).
+        part), reason (why it cannot be had; "" where it fits); with devices also placed (where the
+        tables go, or what is missing), gpu_bytes (of the fullest GPU) and host_bytes.
 
     Raises:
         ConfigError: a spec, the width, the size or the optimizer is not allowed.
@@ -76,8 +92,9 @@ def plan(
         _ = parse(spec)
     if compositions:
         wanted += [spec for spec in with_codecs(wanted) if spec not in wanted]
-    rows = [_row(spec, schema, dim, ratio, budget, optimizer) for spec in wanted]
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+    how = None if devices is None else _Where(devices, use, placer)
+    rows = [_row(spec, schema, dim, ratio, budget, optimizer, how) for spec in wanted]
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *(() if how is None else _PLACES)])
 
 
 def with_codecs(specs: Sequence[str]) -> list[str]:
@@ -99,6 +116,7 @@ def _row(
     ratio: float | None,
     budget: int | str | None,
     optimizer: str,
+    where: _Where | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"method": spec, "spec": None, "fits": False}
     row |= {"serving_parts": {}, "training_parts": {}}
@@ -119,7 +137,15 @@ def _row(
         "serving_parts": dict(memory.parts),
         "training_parts": dict(memory.training_parts),
         "reason": "",
+        **({} if where is None else _placed(layer, where, optimizer)),
     }
+
+
+def _placed(layer: FeatureEmbedding, where: _Where, optimizer: str) -> dict[str, Any]:
+    found = place(layer, where.devices, use=where.use, optimizer=optimizer, placer=where.placer)
+    used = found.used
+    host = used.pop(HOST, 0)
+    return {"placed": found.summary, "gpu_bytes": max(used.values(), default=0), "host_bytes": host}
 
 
 def _memory(layer: Any, optimizer: str) -> Memory:

@@ -13,6 +13,7 @@ from featemb.errors import ConfigError, SchemaError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from featemb.placement import Devices
     from featemb.schema import Schema
 
 _LOG_WIDTH = 140
@@ -44,6 +45,11 @@ def plan(
     ),
     evidence_data: str | None = typer.Option(None, help="Judge by runs of this data set alone."),
     evidence_model: str | None = typer.Option(None, help="Judge by runs of this model alone."),
+    gpus: int = typer.Option(1, min=0, help="GPUs to place tables on."),
+    gpu_memory: str | None = typer.Option(None, help="Memory of each GPU, as 80GB."),
+    host_memory: str | None = typer.Option(None, help="Memory of the host, as 1TB."),
+    place_for: str = typer.Option("training", help="What is placed: training or serving."),
+    placer: str = typer.Option("auto", help="Who places: auto, torchrec or featemb."),
     out: list[Path] | None = typer.Option(
         None, help="Write the plan too: .json, .csv or .html (repeatable)."
     ),
@@ -57,14 +63,17 @@ def plan(
     for path in out or ():
         planning.check_form(path)
     asked = _schema(data, schema, cardinalities, label, root)
+    devices = _devices(gpus, gpu_memory, host_memory)
+    where: dict[str, Any] = {"use": place_for, "placer": placer}
+    size: dict[str, Any] = {"dim": dim, "ratio": ratio, "budget": budget}
     frame = featemb.plan(
         asked,
-        dim=dim,
-        ratio=ratio,
-        budget=budget,
+        **size,
         specs=method,
         compositions=compositions,
         optimizer=optimizer,
+        devices=devices,
+        **where,
     )
     if runs:
         from featemb.benchmarks.evidence import rank
@@ -76,6 +85,20 @@ def plan(
     for path in out or ():
         planning.write(frame, path, title)
     _show(frame, title)
+    if devices is not None and len(frame) == 1 and bool(frame.fits.iloc[0]):
+        layer = featemb.embedding(asked, frame.method.iloc[0], **size, device="meta")
+        placed = featemb.place(layer, devices, optimizer=optimizer, **where)
+        settings.console(_LOG_WIDTH).print(planning.places(placed))
+
+
+def _devices(gpus: int, gpu_memory: str | None, host_memory: str | None) -> Devices | None:
+    from featemb.placement import Devices
+
+    if gpu_memory is None and host_memory is None:
+        return None
+    if gpu_memory is None:
+        gpus = 0
+    return Devices(gpus=gpus, gpu_memory=gpu_memory or 0, host_memory=host_memory or 0)
 
 
 def _show(frame: pd.DataFrame, title: str) -> None:
