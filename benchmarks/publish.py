@@ -1,0 +1,81 @@
+"""Results in Markdown pages: tables and cards between markers, made from the records of runs.
+
+A page holds ``<!-- results NAME -->`` and ``<!-- end -->``; what lies between is replaced. Names:
+
+- ``table DATA MODEL SIZE``, such as ``table ml1m dcnv2 10x``: every method at a size;
+- ``card METHOD``: what was measured of a method, its floors and its costs;
+- ``choices DATA``: the settings that equal tuning chose.
+
+Run ``python -m featemb.benchmarks.publish RUNS PAGE... --costs FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from featemb.benchmarks.published import Published
+from featemb.benchmarks.published_cards import card
+from featemb.benchmarks.published_tables import choices, table
+from featemb.errors import ConfigError
+from featemb.files import replacing
+
+_BLOCK = re.compile(r"(<!-- results ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS: dict[str, tuple[int, Callable[..., str]]] = {
+    "table": (3, table),
+    "card": (1, card),
+    "choices": (1, choices),
+}
+
+
+def fill(page: str, found: Published) -> str:
+    """Return a page with every marked part made anew.
+
+    Raises:
+        ConfigError: a marker asks for something else than the above.
+    """
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{_make(match[2], found)}\n{match[3]}", page)
+
+
+def _make(name: str, found: Published) -> str:
+    kind, *asked = name.split()
+    if kind not in KINDS or len(asked) != KINDS[kind][0]:
+        known = ", ".join(f"{one} (and {count} words)" for one, (count, _) in KINDS.items())
+        raise ConfigError(f"results {name!r} is not known; Allowed: {known}")
+    return KINDS[kind][1](found, *asked)
+
+
+def publish(runs: Path, pages: Sequence[Path], costs: Path | None = None) -> list[Path]:
+    """Fill pages from a folder of runs; return those that changed.
+
+    Raises:
+        ConfigError: as `fill`.
+        RunError: the runs hold a stale ``paired.json``, or none at all.
+    """
+    found = Published.read(runs, costs)
+    changed = []
+    for page in pages:
+        before = page.read_text("utf-8")
+        after = fill(before, found)
+        if after != before:
+            with replacing(page) as path:
+                path.write_text(after, "utf-8")
+            changed.append(page)
+    return changed
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("pages", type=Path, nargs="+")
+    parser.add_argument("--costs", type=Path, help="record of speed.sweep_costs")
+    options = parser.parse_args()
+    for page in publish(options.runs, options.pages, options.costs):
+        print(page)
+
+
+if __name__ == "__main__":
+    main()
