@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from featemb import models, staging
-from featemb.benchmarks import environment, records, sources
+from featemb import staging
+from featemb.benchmarks import environment, exporting, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
@@ -22,8 +22,6 @@ from featemb.datasets import Dataset
 from featemb.errors import RunError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
-
-MODEL = "model.safetensors"
 
 
 def run_id(config: RunConfig) -> str:
@@ -52,7 +50,7 @@ def run_one(
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
             removed when the record is written.
-        save_model: write the served model to ``model.safetensors`` in the run's folder.
+        save_model: write the served model and some test rows into the run's folder, for export.
 
     Returns:
         The record, as in ``run.json``.
@@ -62,7 +60,7 @@ def run_one(
     watch({"event": "start", "run_id": name})
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
-    answer: tuple[dict[str, Any], CTRModel] | None = None
+    answer: tuple[dict[str, Any], CTRModel, Dataset] | None = None
     state = records.checkpoint(runs_dir, name) if checkpoint else None
     try:
         answer = _run(config, record, curve, dataset, watch, state)
@@ -73,11 +71,11 @@ def run_one(
             "message": str(error),
             "traceback": _traceback(),
         }
-    predictions, served = answer or (None, None)
+    predictions, served, data = answer or (None, None, None)
 
     def write_model(folder: Path) -> None:
-        if save_model and served is not None:
-            models.save(served, folder / MODEL)
+        if save_model and served is not None and data is not None:
+            exporting.save(served, data, record, folder)
 
     records.write(runs_dir, record, curve, predictions, write_model)
     if state is not None:
@@ -116,8 +114,8 @@ def _run(
     dataset: Dataset | None,
     watch: Watcher,
     checkpoint: Path | None,
-) -> tuple[dict[str, Any], CTRModel]:
-    """Fill a record and a curve; return the predictions of the test split and the served model."""
+) -> tuple[dict[str, Any], CTRModel, Dataset]:
+    """Fill a record and a curve; return the test predictions, the served model and the data."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     record["device"] = environment.device(config.device)
@@ -158,7 +156,7 @@ def _run(
     }
     record["training"] = _training(trained)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
-    return sources.predictions(splits["test"], score["test"]), frozen
+    return sources.predictions(splits["test"], score["test"]), frozen, dataset
 
 
 def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:

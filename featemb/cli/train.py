@@ -73,8 +73,9 @@ def _run(
 ) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
+    from featemb.benchmarks.exporting import MODEL
     from featemb.benchmarks.progress import watcher
-    from featemb.benchmarks.run import MODEL, run_id, run_one
+    from featemb.benchmarks.run import run_id, run_one
     from featemb.benchmarks.sweep import is_done
 
     name = run_id(config)

@@ -13,6 +13,7 @@ from featemb.export.archive import add_manifest, manifest_of_archive
 from featemb.export.artefact import Artefact
 from featemb.export.job import Job
 from featemb.export.pt2 import program
+from featemb.export.quiet import quiet
 
 # Hashes multiply 64-bit integers and mean the lowest bits. A C++ compiler may assume that signed
 # products never overflow, and g++ -O3 does: the scores were wrong. The setting is one flag's value.
@@ -31,9 +32,10 @@ def write(job: Job, path: Path) -> None:
             raise ConfigError(f"aoti: unknown option {name!r}; {nearest(name, ['march'])}")
     chosen = {"cpp.march": job.options["march"]} if "march" in job.options else {}
     try:
-        torch._inductor.aoti_compile_and_package(
-            program(job), package_path=str(path), inductor_configs=_WRAP | chosen
-        )
+        with quiet():
+            torch._inductor.aoti_compile_and_package(
+                program(job), package_path=str(path), inductor_configs=_WRAP | chosen
+            )
     except Exception as error:  # the compiler and torch's own code generator raise many kinds
         raise ExportError(f"aoti: the model does not compile: {error}") from error
     add_manifest(path, job.manifest)

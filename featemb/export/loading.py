@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from featemb import kinds, package
-from featemb.export.exporting import load_artefact, target_of
+from featemb.export.checking import load_artefact, target_of
 
 
 def load(path: str | os.PathLike[str], device: Any = "cpu") -> Any:
