@@ -33,7 +33,7 @@ def export(
     encoder: Encoder | None = None,
     raw: bool | None = None,
     examples: Any = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Artefact:
@@ -51,7 +51,8 @@ def export(
             encoder. A safetensors package with an encoder takes both.
         examples: rows to compare on: ids, a pair (ids, numeric), a batch with both, or raw rows (a
             DataFrame or Arrow table) where there is an encoder; None generates some.
-        tolerance: largest allowed ``|found - wanted| / max(1, |wanted|)``.
+        tolerance: largest allowed ``|found - wanted| / max(1, |wanted|)``; None: 1e-5, and 1e-3 for
+            int8 rows in torchrec, whose scales are rounded.
         about: JSON-able facts to keep in the file, such as the run and its data.
         options: of the target.
 
@@ -63,12 +64,15 @@ def export(
         ExportError: the target cannot hold the layer, or the outputs differ.
         FormatError: the target's folder does not exist.
     """
-    target_module(to)
+    target = target_module(to)
     if raw is None or to in _BOTH:
         raw = encoder is not None
     if raw and encoder is None:
         raise ConfigError("raw=True needs an encoder: what turns raw columns into ids")
     net = frozen_form(served)
+    if tolerance is None:
+        own = getattr(target, "default_tolerance", None)
+        tolerance = (own(net) if own is not None else None) or TOLERANCE
     made = prepared(net, to, encoder, raw, examples, tolerance, dict(about or {}))
     made = replace(made, job=replace(made.job, options=options))
     with (

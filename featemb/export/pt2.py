@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featemb.errors import ConfigError, FormatError
-from featemb.export.archive import add_manifest, manifest_of_archive, refuse_pickles
+from featemb.export.archive import add_manifest, manifest_of_archive, named_pt2, refuse_pickles
 from featemb.export.artefact import Artefact
 from featemb.export.graph import graph, traced
 from featemb.export.job import Job
@@ -63,8 +63,8 @@ def read(path: Path) -> Artefact:
     manifest = manifest_of_archive(path)
     refuse_pickles(path)
     try:
-        with quiet():
-            loaded = torch.export.load(path).module()
+        with quiet(), named_pt2(path) as named:
+            loaded = torch.export.load(named).module()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{os.fspath(path)!r} is not read by torch.export: {error}") from error
 
