@@ -33,6 +33,8 @@ from featemb.schema import Schema
 
 FORMS = ("rows", "bags")
 _DIM = 8
+# Where the schema is so small that the method's own settings would keep a plain table.
+_SETTINGS = {"dhe": "dhe(width=8, hashes=32, layers=2)"}
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
@@ -50,12 +52,12 @@ def subject(group: str, name: str, form: str) -> nn.Module:
     """Return the layer or model of a cell, through all of its stages, frozen."""
     schema = SINGLE if form == "rows" else BAGS
     if group == "method":
-        return _finished(name, schema).freeze()
+        return _finished(_SETTINGS.get(name, name), schema).freeze()
     if group == "codec":
-        return _finished(f"unified(lookups=2, rows=60)+{name}", schema).freeze()
+        return _finished(f"unified(lookups=2, rows=2000)+{name}", schema).freeze()
     numbered = Schema(schema.features, ["age", "price"])
     layer = embedding(numbered, "unified(lookups=2, rows=60)", dim=_DIM)
-    small = {} if "hidden" not in models.config_fields(name) else {"hidden": (8,)}
+    small: dict[str, Any] = {} if "hidden" not in models.config_fields(name) else {"hidden": (8,)}
     return models.build(name, embedding=layer, **small).freeze()
 
 

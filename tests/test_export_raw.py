@@ -155,7 +155,7 @@ def test_hashes_and_ids_need_no_vocabulary(tmp_path: Path) -> None:
 
 def test_encoders_that_do_not_fit_are_refused() -> None:
     schema = fe.Schema([fe.Feature("city", 3)])
-    with pytest.raises(fe.ConfigError, match="'city' has 3 ids.*2 values"):
+    with pytest.raises(fe.ConfigError, match=r"'city' has 3 ids.*2 values"):
         Encoder.of(schema, [RawFeature(name="city", cells="text", values=["x"])])
     with pytest.raises(fe.ConfigError, match="two values of its vocabulary have one token"):
         Encoder.of(schema, [RawFeature(name="city", values=[4, 4])])
@@ -176,7 +176,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         found.raw(frame().head(0))
     with pytest.raises(fe.DataError, match="'price' holds an infinite value"):
         found.raw(frame().assign(price=np.inf))
-    with pytest.raises(fe.SchemaError, match="'user' holds .*string, the model was trained on int"):
+    with pytest.raises(fe.SchemaError, match=r"'user' holds .*string, the model"):
         found.raw(frame().assign(user="x"))
     with pytest.raises(fe.SchemaError, match="takes raw rows"):
         found(torch.zeros(1, 3, dtype=torch.int64))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featemb.errors import ConfigError, ExportError, FormatError, nearest
+from featemb.errors import ConfigError, FormatError, nearest
 from featemb.export.archive import add_manifest, manifest_of_archive, named_pt2
 from featemb.export.artefact import Artefact
 from featemb.export.job import Job
@@ -28,19 +28,15 @@ def write(job: Job, path: Path) -> None:
 
     Raises:
         ConfigError: an option is unknown.
-        ExportError: the compiler fails.
     """
     for name in job.options:
         if name != "march":
             raise ConfigError(f"aoti: unknown option {name!r}; {nearest(name, ['march'])}")
     chosen = {"cpp.march": job.options["march"]} if "march" in job.options else {}
-    try:
-        with quiet():
-            torch._inductor.aoti_compile_and_package(
-                program(job), package_path=str(path), inductor_configs={**_CONFIG, **chosen}
-            )
-    except Exception as error:  # the compiler and torch's own code generator raise many kinds
-        raise ExportError(f"aoti: the model does not compile: {error}") from error
+    with quiet():
+        torch._inductor.aoti_compile_and_package(
+            program(job), package_path=str(path), inductor_configs={**_CONFIG, **chosen}
+        )
     add_manifest(path, job.manifest)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from featemb.errors import ConfigError, ExportError
+from featemb.errors import ConfigError, ExportError, FeatembError
 from featemb.export.artefact import Artefact
 from featemb.export.checking import compare, load_artefact, target_module
 from featemb.export.encoder import Encoder
@@ -65,10 +65,10 @@ def export(
         FormatError: the target's folder does not exist.
     """
     target = target_module(to)
-    if raw is None or to in _BOTH:
-        raw = encoder is not None
     if raw and encoder is None:
         raise ConfigError("raw=True needs an encoder: what turns raw columns into ids")
+    if raw is None or to in _BOTH:
+        raw = encoder is not None
     net = frozen_form(served)
     if tolerance is None:
         own = getattr(target, "default_tolerance", None)
@@ -88,9 +88,14 @@ def export(
 def _written(made: Prepared, to: str, file: Path, tolerance: float) -> None:
     """Write a file and compare what it gives."""
     target = target_module(to)
-    target.write(made.job, file)
     sizes = (*_PROBES, batch_of(made.inputs))
-    worst = compare(target.read(file), made.inputs, made.wanted, sizes)
+    try:
+        target.write(made.job, file)
+        worst = compare(target.read(file), made.inputs, made.wanted, sizes)
+    except FeatembError:
+        raise
+    except Exception as error:  # exporters and runtimes raise whatever they like
+        raise ExportError(f"{to}: the export fails: {type(error).__name__}: {error}") from error
     if worst > tolerance:
         raise ExportError(
             f"{to}: the outputs differ from the frozen original by {worst:.3g}, "

@@ -27,8 +27,7 @@ def write(job: Job, path: Path) -> None:
 
     Raises:
         ConfigError: an option is given; there are none.
-        ExportError: onnx is not installed, the weights exceed what a file of it holds, or an
-            operation has no form in ONNX.
+        ExportError: onnx is not installed, or the weights exceed what a file of it holds.
     """
     if job.options:
         raise ConfigError(f"onnx has no options, got {', '.join(job.options)}")
@@ -37,17 +36,14 @@ def write(job: Job, path: Path) -> None:
     total = memory.serving + rest + job.manifest["bytes"]["vocabulary"]
     if total > _MOST_BYTES:
         raise ExportError(f"onnx: one file holds 2 GB, the weights have {total:,} bytes: use pt2")
-    try:
-        with quiet():
-            made = torch.onnx.export(
-                program(job),
-                dynamo=True,
-                verbose=False,
-                input_names=job.names,
-                output_names=[job.manifest["output"]],
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"onnx: {error}") from error
+    with quiet():
+        made = torch.onnx.export(
+            program(job),
+            dynamo=True,
+            verbose=False,
+            input_names=job.names,
+            output_names=[job.manifest["output"]],
+        )
     assert made is not None
     _strip(made.model)
     made.model.metadata_props[_MANIFEST] = json.dumps(job.manifest, separators=(",", ":"))

@@ -93,11 +93,11 @@ def convert(net: nn.Module) -> None:
     """
     for name, one in tables(net).items():
         parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, CollectionRows(stored(one)))
+        setattr(net.get_submodule(parent), child, CollectionRows(stored(one), _width(one)))
 
 
 def stored(rows: nn.Module) -> Stored:
-    """Return a table in FBGEMM's terms."""
+    """Return a table in FBGEMM's terms; its width fills whole bytes."""
     if isinstance(rows, FloatRows):
         kind = _DTYPES[rows.weight.dtype]
         return kind, rows.weight.shape[1], rows.weight.contiguous().view(torch.uint8), None
@@ -109,15 +109,20 @@ def stored(rows: nn.Module) -> Stored:
         own = torch.arange(rows.codes.shape[0]) // rows.block
         codes, pairs = rows.codes, rows.scales[own.clamp(max=rows.scales.shape[0] - 1)]
     half = pairs.half().contiguous()
-    return f"INT{rows.bits}", rows.width, codes.contiguous(), half.view(torch.uint8)
+    whole = codes.shape[1] * 8 // rows.bits  # FBGEMM wants whole bytes
+    return f"INT{rows.bits}", whole, codes.contiguous(), half.view(torch.uint8)
+
+
+def _width(rows: nn.Module) -> int:
+    return int(rows.weight.shape[1]) if isinstance(rows, FloatRows) else int(rows.width)  # type: ignore[arg-type]
 
 
 class CollectionRows(nn.Module):
     """A table in a quantised collection; ``[...]`` rows give fp32 ``[..., width]``."""
 
-    def __init__(self, table: Stored) -> None:
+    def __init__(self, table: Stored, width: int) -> None:
         super().__init__()
-        self.width = table[1]
+        self.width = width
         self.collection = _collection({_KEY: table}, {_KEY: [_KEY]}, {_KEY: "sum"})
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -141,23 +146,31 @@ def collection(layer: FrozenEmbedding) -> Any:
     Raises:
         ExportError: TorchRec is not installed, or the layer is of another form.
     """
-    source = layer.source
-    plain = isinstance(source, Lookup) and isinstance(source.address, OffsetAddress)
-    if not (plain and isinstance(source.combine, Concat) and _readable(source.rows)):
-        raise ExportError(
-            "torchrec: the layer's ids have no rows of their own in a format of FBGEMM; "
-            "featemb.export(..., to='torchrec') takes its tables"
-        )
-    pooling = {one.name: one.pooling for one in layer.schema.features}
+    rows, offsets = _own_rows(layer)
+    pooling = {one.name: str(one.pooling) for one in layer.schema.features}
     if "max" in pooling.values():
         raise ExportError(f"torchrec: collections know no max pooling: {pooling}")
-    kind, width, weights, pairs = stored(source.rows)
-    offsets = (*source.address.offsets, weights.shape[0])
+    kind, width, weights, pairs = stored(rows)
+    if width != _width(rows):
+        raise ExportError(f"torchrec: rows of {_width(rows)} numbers fill no whole bytes")
     cut: dict[str, Stored] = {}
     for f, name in enumerate(layer.schema.names):
         own = slice(offsets[f], offsets[f + 1])
         cut[name] = (kind, width, weights[own], None if pairs is None else pairs[own])
     return _collection(cut, {name: [name] for name in cut}, pooling)
+
+
+def _own_rows(layer: FrozenEmbedding) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the table of a layer whose ids have rows of their own, and each feature's first."""
+    source = layer.source
+    if isinstance(source, Lookup) and isinstance(source.combine, Concat):
+        address, rows = source.address, source.rows
+        if isinstance(address, OffsetAddress) and isinstance(rows, nn.Module) and _readable(rows):
+            return rows, (*address.offsets, sum(layer.schema.cardinalities))
+    raise ExportError(
+        "torchrec: the layer's ids have no rows of their own in a format of FBGEMM; "
+        "featemb.export(..., to='torchrec') takes its tables"
+    )
 
 
 def _collection(
