@@ -13,6 +13,7 @@ from featemb.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     FeatembError,
     FormatError,
     IdError,
@@ -20,8 +21,9 @@ from featemb.errors import (
     SchemaError,
 )
 from featemb.evaluator import Evaluator
+from featemb.export import export, load
 from featemb.fit import fit
-from featemb.frozen import FrozenEmbedding, load
+from featemb.frozen import FrozenEmbedding
 from featemb.history import History
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
@@ -45,6 +47,7 @@ __all__ = [
     "DataError",
     "Devices",
     "Evaluator",
+    "ExportError",
     "FeatembError",
     "Feature",
     "FeatureEmbedding",
@@ -67,6 +70,7 @@ __all__ = [
     "codecs",
     "compress",
     "embedding",
+    "export",
     "fit",
     "load",
     "methods",

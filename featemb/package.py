@@ -22,7 +22,9 @@ from torch import Tensor
 from featemb.errors import FormatError
 from featemb.files import replacing
 
-FORMAT = 2
+FORMAT = 3
+_READ = (2, 3)  # 3 may hold an encoder and examples besides (see featemb.export)
+BESIDE = "featemb."  # begins the names of tensors that are not the module's
 _KEY = "featemb"
 
 
@@ -43,12 +45,16 @@ def write(
         save_file(held, temporary, metadata)
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(
+    path: str | os.PathLike[str], kind: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and the tensors of a file, checked.
+
+    The tensors are mapped from the file: what is never read takes no memory.
 
     Args:
         path: the file.
-        kind: what the file must hold: "embedding" or "model".
+        kind: what the file must hold: "embedding" or "model"; None takes either.
 
     Raises:
         FormatError: the file is missing, not of this format, of a newer version, corrupt, or holds
@@ -56,32 +62,69 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
     """
     from safetensors import SafetensorError, safe_open
 
+    text, inflated = _header_text(path)
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = (file.metadata() or {}).get("checksum")
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+    if checksum != _checksum(text, tensors):
+        raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
+    header = _checked_header(inflated, path)
+    if kind is not None and header["kind"] != kind:
+        raise FormatError(
+            f"{os.fspath(path)!r} holds a {header['kind']!r}, not a {kind!r}; {_LOAD}"
+        )
+    return header, tensors
+
+
+def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the header of a file; its tensors are not checked.
+
+    Raises:
+        FormatError: the file is missing, not of this format, or of a newer version.
+    """
+    return _checked_header(_header_text(path)[1], path)
+
+
+def _header_text(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the header as it is stored, and as JSON text."""
+    from safetensors import SafetensorError, safe_open
+
     if not Path(path).is_file():
         raise FormatError(f"{os.fspath(path)!r} is not a file")
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get(_KEY, "")
     except SafetensorError as error:
+        raise _unreadable(path, error) from error
+    return text, _inflate(text, path)
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> FormatError:
+    return FormatError(f"{os.fspath(path)!r} is not a readable safetensors file: {error}")
+
+
+def _checked_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        header: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
+    if header.get("format") not in _READ:
         raise FormatError(
-            f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
-        ) from error
-    text = metadata.get(_KEY, "")
-    inflated = _inflate(text, path)
-    if metadata.get("checksum") != _checksum(text, tensors):
-        raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
-    header: dict[str, Any] = json.loads(inflated)
-    if header.get("format") != FORMAT:
-        raise FormatError(
-            f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {FORMAT}"
+            f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads "
+            f"{_READ[0]} to {_READ[-1]}"
         )
-    held = header.get("kind", "embedding")
-    if held != kind:
-        raise FormatError(f"{os.fspath(path)!r} holds a {held!r}, not a {kind!r}; {_LOAD}")
-    return header, tensors
+    return {"kind": "embedding", **header}
 
 
-_LOAD = "featemb.load reads embedding layers, featemb.models.load reads models"
+def own(tensors: Mapping[str, Tensor], prefix: str = BESIDE) -> dict[str, Tensor]:
+    """Return the tensors of the module itself, without what an export keeps beside it."""
+    return {name: one for name, one in tensors.items() if not name.startswith(prefix)}
+
+
+_LOAD = "featemb.load reads both"
 
 
 def _deflate(text: str) -> str:
