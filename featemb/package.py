@@ -13,8 +13,9 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,27 @@ FORMAT = 2
 _KEY = "featemb"
 
 
+class Package(NamedTuple):
+    """A file's content.
+
+    Attributes:
+        text: the header as it is written in the file.
+        header: the header.
+        tensors: by name.
+        checksum: of both, 32 hexadecimal digits: what names the content.
+    """
+
+    text: str
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+    checksum: str
+
+    @property
+    def kind(self) -> str:
+        """What the file holds: "embedding", "model" or another."""
+        return str(self.header.get("kind", "embedding"))
+
+
 def write(
     path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
@@ -34,13 +56,35 @@ def write(
     Raises:
         FormatError: the target's folder does not exist.
     """
+    text = _deflate(json.dumps({"format": FORMAT, **header}, separators=(",", ":")))
+    write_text(path, text, tensors)
+
+
+def write_text(
+    path: str | os.PathLike[str],
+    text: str,
+    tensors: Mapping[str, Tensor],
+    expected: str | None = None,
+) -> None:
+    """Write a header that is text already, and tensors, as `write` does.
+
+    Args:
+        path: the target.
+        text: `Package.text`.
+        tensors: by name.
+        expected: the checksum that the content must have; None takes any.
+
+    Raises:
+        FormatError: the target's folder does not exist, or the checksum is another.
+    """
     from safetensors.torch import save_file
 
     held = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
-    text = _deflate(json.dumps({"format": FORMAT, **header}, separators=(",", ":")))
-    metadata = {_KEY: text, "checksum": _checksum(text, held)}
+    found = checksum(text, held)
+    if expected not in (None, found):
+        raise FormatError(f"{os.fspath(path)!r}: the content has checksum {found}, not {expected}")
     with replacing(path) as temporary:
-        save_file(held, temporary, metadata)
+        save_file(held, temporary, {_KEY: text, "checksum": found})
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -48,37 +92,75 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
 
     Args:
         path: the file.
-        kind: what the file must hold: "embedding" or "model".
+        kind: what the file must hold: "embedding", "model" or another.
 
     Raises:
         FormatError: the file is missing, not of this format, of a newer version, corrupt, or holds
             something else.
     """
-    from safetensors import SafetensorError, safe_open
+    found = read_any(path)
+    if found.kind != kind:
+        raise FormatError(f"{os.fspath(path)!r} holds a {found.kind!r}, not a {kind!r}; {_LOAD}")
+    return found.header, found.tensors
+
+
+def read_any(path: str | os.PathLike[str]) -> Package:
+    """Return the content of a file of any kind, checked.
+
+    The tensors are in memory of their own: what happens to the file afterwards is nothing to them.
+
+    Raises:
+        FormatError: the file is missing, not of this format, of a newer version, or corrupt.
+    """
+    from safetensors import SafetensorError
 
     if not Path(path).is_file():
         raise FormatError(f"{os.fspath(path)!r} is not a file")
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = _contents(path)
     except SafetensorError as error:
         raise FormatError(
             f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
         ) from error
     text = metadata.get(_KEY, "")
     inflated = _inflate(text, path)
-    if metadata.get("checksum") != _checksum(text, tensors):
+    found = checksum(text, tensors)
+    if metadata.get("checksum") != found:
         raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
     header: dict[str, Any] = json.loads(inflated)
     if header.get("format") != FORMAT:
         raise FormatError(
             f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {FORMAT}"
         )
-    held = header.get("kind", "embedding")
-    if held != kind:
-        raise FormatError(f"{os.fspath(path)!r} holds a {held!r}, not a {kind!r}; {_LOAD}")
-    return header, tensors
+    return Package(text, header, tensors, found)
+
+
+def _contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a file's metadata and tensors, which are held in memory once at any moment."""
+    from safetensors import safe_open
+
+    with (
+        open(path, "rb", buffering=0) as raw,
+        safe_open(os.fspath(path), framework="pt", device="cpu") as file,
+    ):
+        if not os.path.samestat(os.fstat(raw.fileno()), os.stat(path)):
+            return _contents(path)  # replaced between the two
+        raw.seek(8 + int.from_bytes(raw.read(8), "little"))
+        tensors = {}
+        for name in file.offset_keys():  # all bytes behind the header are theirs, in this order
+            mapped = file.get_tensor(name)  # says dtype and shape; none of its pages is touched
+            tensors[name] = torch.empty_like(mapped)
+            _fill(tensors[name], raw, path)
+        return file.metadata() or {}, tensors
+
+
+def _fill(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> None:
+    rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    while rest:
+        count = raw.readinto(rest)
+        if not count:
+            raise FormatError(f"{os.fspath(path)!r} became shorter while it was read")
+        rest = rest[count:]
 
 
 _LOAD = "featemb.load reads embedding layers, featemb.models.load reads models"
@@ -95,7 +177,8 @@ def _inflate(text: str, path: str | os.PathLike[str]) -> str:
         raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the checksum of a header's text and tensors on the CPU, contiguous."""
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
