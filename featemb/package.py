@@ -47,6 +47,21 @@ class Package(NamedTuple):
         """What the file holds: "embedding", "model" or another."""
         return str(self.header.get("kind", "embedding"))
 
+    @classmethod
+    def of(cls, text: str, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Package:
+        """Return what a header's text and tensors make; nothing is written.
+
+        Args:
+            text: the header.
+            tensors: by name; they are brought to the CPU where they are elsewhere.
+            path: what is named in errors.
+
+        Raises:
+            FormatError: the text is no header, or one of another version.
+        """
+        held = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+        return cls(text, header(text, path), held, _checksum(text, held))
+
 
 def write(
     path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]
@@ -57,34 +72,32 @@ def write(
         FormatError: the target's folder does not exist.
     """
     text = _deflate(json.dumps({"format": FORMAT, **header}, separators=(",", ":")))
-    write_text(path, text, tensors)
+    put(path, Package.of(text, tensors, path))
 
 
-def write_text(
-    path: str | os.PathLike[str],
-    text: str,
-    tensors: Mapping[str, Tensor],
-    expected: str | None = None,
-) -> None:
-    """Write a header that is text already, and tensors, as `write` does.
-
-    Args:
-        path: the target.
-        text: `Package.text`.
-        tensors: by name.
-        expected: the checksum that the content must have; None takes any.
+def put(path: str | os.PathLike[str], content: Package) -> None:
+    """Write a package as it is, atomically: equal content gives equal files.
 
     Raises:
-        FormatError: the target's folder does not exist, or the checksum is another.
+        FormatError: the target's folder does not exist.
     """
     from safetensors.torch import save_file
 
-    held = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
-    found = checksum(text, held)
-    if expected not in (None, found):
-        raise FormatError(f"{os.fspath(path)!r}: the content has checksum {found}, not {expected}")
     with replacing(path) as temporary:
-        save_file(held, temporary, {_KEY: text, "checksum": found})
+        save_file(content.tensors, temporary, {_KEY: content.text, "checksum": content.checksum})
+        _order(temporary)
+
+
+def _order(path: Path) -> None:
+    """Bring the metadata of a file into one order: safetensors writes it in any."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -123,16 +136,11 @@ def read_any(path: str | os.PathLike[str]) -> Package:
             f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
         ) from error
     text = metadata.get(_KEY, "")
-    inflated = _inflate(text, path)
-    found = checksum(text, tensors)
+    _inflate(text, path)
+    found = _checksum(text, tensors)
     if metadata.get("checksum") != found:
         raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
-    header: dict[str, Any] = json.loads(inflated)
-    if header.get("format") != FORMAT:
-        raise FormatError(
-            f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {FORMAT}"
-        )
-    return Package(text, header, tensors, found)
+    return Package(text, header(text, path), tensors, found)
 
 
 def _contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -155,7 +163,7 @@ def _contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
 
 
 def _fill(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> None:
-    rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    rest = tensor.reshape(-1).view(torch.uint8).numpy().data
     while rest:
         count = raw.readinto(rest)
         if not count:
@@ -177,7 +185,21 @@ def _inflate(text: str, path: str | os.PathLike[str]) -> str:
         raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
 
 
-def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+def header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a header of its text.
+
+    Raises:
+        FormatError: the text is no header, or one of another version; names the path.
+    """
+    found: dict[str, Any] = json.loads(_inflate(text, path))
+    if found.get("format") != FORMAT:
+        raise FormatError(
+            f"{os.fspath(path)!r} has format {found.get('format')!r}, this version reads {FORMAT}"
+        )
+    return found
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the checksum of a header's text and tensors on the CPU, contiguous."""
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):

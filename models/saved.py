@@ -18,6 +18,7 @@ from featemb.models.base import CTRModel, ModelContext
 from featemb.models.registry import find
 from featemb.parts import Source
 from featemb.schema import Schema
+from featemb.served import Served
 
 
 def save(net: CTRModel, path: str | os.PathLike[str]) -> None:
@@ -54,6 +55,21 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CT
             single layer, or a model that is not known here.
     """
     header, tensors = package.read(path, "model")
+    return _built(header, tensors, path).to(device)
+
+
+def serve(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Served[CTRModel]:
+    """Read a model that `save` wrote, to serve and to update.
+
+    Raises:
+        FormatError: as `load`.
+    """
+    return Served(path, "model", lambda one, name: _built(one.header, one.tensors, name), device)
+
+
+def _built(
+    header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> CTRModel:
     try:
         net = _outline(header)
         layers = {
@@ -70,7 +86,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CT
     if widths != net.built_widths and not net.keep_widths(widths):
         raise FormatError(f"{os.fspath(path)!r}: {net.name} cannot read vectors of {widths}")
     _fill(net, tensors, path)
-    return net.to(device).eval().requires_grad_(False)
+    return net.eval().requires_grad_(False)
 
 
 def _layers(net: CTRModel) -> dict[str, nn.Module]:
