@@ -14,6 +14,7 @@ from featemb.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     FeatembError,
     FormatError,
     IdError,
@@ -21,8 +22,9 @@ from featemb.errors import (
     SchemaError,
 )
 from featemb.evaluator import Evaluator
+from featemb.export import export, load
 from featemb.fit import fit
-from featemb.frozen import FrozenEmbedding, load
+from featemb.frozen import FrozenEmbedding
 from featemb.history import History
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
@@ -48,6 +50,7 @@ __all__ = [
     "Delta",
     "Devices",
     "Evaluator",
+    "ExportError",
     "FeatembError",
     "Feature",
     "FeatureEmbedding",
@@ -73,6 +76,7 @@ __all__ = [
     "compress",
     "delta",
     "embedding",
+    "export",
     "fit",
     "load",
     "methods",

@@ -23,7 +23,9 @@ from torch import Tensor
 from featemb.errors import FormatError
 from featemb.files import replacing
 
-FORMAT = 2
+FORMAT = 3
+_READ = (2, 3)  # 3 may hold an encoder and examples besides (see featemb.export)
+BESIDE = "featemb."  # begins the names of tensors that are not the module's
 _KEY = "featemb"
 
 
@@ -45,7 +47,7 @@ class Package(NamedTuple):
     @property
     def kind(self) -> str:
         """What the file holds: "embedding", "model" or another."""
-        return str(self.header.get("kind", "embedding"))
+        return str(self.header["kind"])
 
     @classmethod
     def of(cls, text: str, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Package:
@@ -59,7 +61,7 @@ class Package(NamedTuple):
         Raises:
             FormatError: the text is no header, or one of another version.
         """
-        held = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+        held = _on_cpu(tensors)
         return cls(text, header(text, path), held, _checksum(text, held))
 
 
@@ -71,8 +73,10 @@ def write(
     Raises:
         FormatError: the target's folder does not exist.
     """
-    text = _deflate(json.dumps({"format": FORMAT, **header}, separators=(",", ":")))
-    put(path, Package.of(text, tensors, path))
+    full = {"format": FORMAT, **header}
+    text = _deflate(json.dumps(full, separators=(",", ":")))
+    held = _on_cpu(tensors)
+    put(path, Package(text, full, held, _checksum(text, held)))
 
 
 def put(path: str | os.PathLike[str], content: Package) -> None:
@@ -100,19 +104,21 @@ def _order(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(
+    path: str | os.PathLike[str], kind: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and the tensors of a file, checked.
 
     Args:
         path: the file.
-        kind: what the file must hold: "embedding", "model" or another.
+        kind: what the file must hold: "embedding", "model" or another; None takes any.
 
     Raises:
         FormatError: the file is missing, not of this format, of a newer version, corrupt, or holds
             something else.
     """
     found = read_any(path)
-    if found.kind != kind:
+    if kind is not None and found.kind != kind:
         raise FormatError(f"{os.fspath(path)!r} holds a {found.kind!r}, not a {kind!r}; {_LOAD}")
     return found.header, found.tensors
 
@@ -127,20 +133,66 @@ def read_any(path: str | os.PathLike[str]) -> Package:
     """
     from safetensors import SafetensorError
 
-    if not Path(path).is_file():
-        raise FormatError(f"{os.fspath(path)!r} is not a file")
+    _check_file(path)
     try:
         metadata, tensors = _contents(path)
     except SafetensorError as error:
-        raise FormatError(
-            f"{os.fspath(path)!r} is not a readable safetensors file: {error}"
-        ) from error
+        raise _unreadable(path, error) from error
     text = metadata.get(_KEY, "")
     _inflate(text, path)
     found = _checksum(text, tensors)
     if metadata.get("checksum") != found:
         raise FormatError(f"{os.fspath(path)!r} is corrupt: its checksum does not match")
     return Package(text, header(text, path), tensors, found)
+
+
+def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the header of a file; its tensors are not checked.
+
+    Raises:
+        FormatError: the file is missing, not of this format, or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _check_file(path)
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(_KEY, "")
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+    return header(text, path)
+
+
+def header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a header of its text.
+
+    Raises:
+        FormatError: the text is no header, or one of another version; names the path.
+    """
+    try:
+        found: dict[str, Any] = json.loads(_inflate(text, path))
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
+    if found.get("format") not in _READ:
+        raise FormatError(
+            f"{os.fspath(path)!r} has format {found.get('format')!r}, this version reads "
+            f"{_READ[0]} to {_READ[-1]}"
+        )
+    return {"kind": "embedding", **found}
+
+
+def own(tensors: Mapping[str, Tensor], prefix: str = BESIDE) -> dict[str, Tensor]:
+    """Return the tensors of the module itself, without what an export keeps beside it."""
+    return {name: one for name, one in tensors.items() if not name.startswith(prefix)}
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FormatError(f"{os.fspath(path)!r} is not a file")
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> FormatError:
+    return FormatError(f"{os.fspath(path)!r} is not a readable safetensors file: {error}")
 
 
 def _contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -171,7 +223,7 @@ def _fill(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> None:
         rest = rest[count:]
 
 
-_LOAD = "featemb.load reads embedding layers, featemb.models.load reads models"
+_LOAD = "featemb.load reads layers and models, featemb.apply_delta applies deltas"
 
 
 def _deflate(text: str) -> str:
@@ -185,18 +237,8 @@ def _inflate(text: str, path: str | os.PathLike[str]) -> str:
         raise FormatError(f"{os.fspath(path)!r} has no readable featemb header") from error
 
 
-def header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a header of its text.
-
-    Raises:
-        FormatError: the text is no header, or one of another version; names the path.
-    """
-    found: dict[str, Any] = json.loads(_inflate(text, path))
-    if found.get("format") != FORMAT:
-        raise FormatError(
-            f"{os.fspath(path)!r} has format {found.get('format')!r}, this version reads {FORMAT}"
-        )
-    return found
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

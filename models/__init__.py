@@ -13,7 +13,7 @@ if __name__ != "featemb.models":
 from featemb.models.base import CTRModel, ModelContext
 from featemb.models.config import ModelConfig
 from featemb.models.registry import build, config_fields, find, names, register
-from featemb.models.saved import load, save, serve
+from featemb.models.saved import load, save
 
 __all__ = [
     "CTRModel",
@@ -26,5 +26,4 @@ __all__ = [
     "names",
     "register",
     "save",
-    "serve",
 ]

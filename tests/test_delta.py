@@ -288,7 +288,7 @@ def test_an_error_while_writing_leaves_the_package(
 
 def test_a_served_model_goes_on_with_the_newer_one(tmp_path: Path) -> None:
     old, new, delta = pair(tmp_path)
-    served, newer = models.serve(old), models.load(new)
+    served, newer = fe.serve(old), models.load(new)
     ids, numeric = torch.tensor([[5, 7], [899, 299]]), torch.tensor([[0.5], [1.0]])
     first, before = served.module, served(ids, numeric)
     assert served.apply(delta)
@@ -327,7 +327,7 @@ def test_readers_never_see_a_mixture(tmp_path: Path) -> None:
     ids = torch.stack([torch.arange(300), torch.arange(300)], 1)
     numeric = torch.ones(300, 1)
     allowed = [models.load(path)(ids, numeric) for path in (old, new)]
-    served, stop = models.serve(old), threading.Event()
+    served, stop = fe.serve(old), threading.Event()
     seen: list[int] = []
 
     def read() -> None:
