@@ -9,6 +9,7 @@ from featemb import check, optim, staging
 from featemb.build import embedding
 from featemb.compress import compress
 from featemb.config import names as _names
+from featemb.delta import Delta, apply_delta, delta
 from featemb.errors import (
     BudgetError,
     ConfigError,
@@ -31,6 +32,7 @@ from featemb.memory import Memory
 from featemb.placement import Devices, Placement, place
 from featemb.plan import plan
 from featemb.schema import Feature, Schema
+from featemb.served import Served, serve
 from featemb.spec import Spec, parse
 from featemb.stage import Stage
 
@@ -45,6 +47,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "Delta",
     "Devices",
     "Evaluator",
     "ExportError",
@@ -64,11 +67,14 @@ __all__ = [
     "RunError",
     "Schema",
     "SchemaError",
+    "Served",
     "Spec",
     "Stage",
+    "apply_delta",
     "check",
     "codecs",
     "compress",
+    "delta",
     "embedding",
     "export",
     "fit",
@@ -78,6 +84,7 @@ __all__ = [
     "parse",
     "place",
     "plan",
+    "serve",
     "staging",
 ]
 
