@@ -36,7 +36,10 @@ class Piece(Protocol):
         """
 
     def rows_before(self) -> int:
-        """Number of the source's rows before the piece, for messages."""
+        """Number of the file's rows before the piece, for messages."""
+
+    def where(self) -> str:
+        """Name the file and the place in it, for messages."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class RowsPiece:
     def rows_before(self) -> int:
         """Return the number of rows before the piece."""
         return self.start
+
+    def where(self) -> str:
+        """Name the rows."""
+        return f"rows {self.start} to {self.start + self.rows.num_rows - 1}"
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,16 @@ class GroupPiece:
             with pq.ParquetFile(self.path) as file:
                 yield from file.iter_batches(BATCH_ROWS, [self.group], columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            where = f"{self.path.name}, row group {self.group}"
-            raise DataError(f"cannot read {where}: {error}") from error
+            raise DataError(f"cannot read {self.where()}: {error}") from error
 
     def rows_before(self) -> int:
         """Count the rows before the piece."""
         with pq.ParquetFile(self.path) as file:
             return sum(file.metadata.row_group(n).num_rows for n in range(self.group))
+
+    def where(self) -> str:
+        """Name the file and the row group."""
+        return f"{self.path.name}, row group {self.group}"
 
 
 @dataclass(frozen=True)

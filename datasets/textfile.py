@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,8 +79,7 @@ class TextFile:
             return None
         whole = self
         if self.names is None or set(self.names) - set(self.types):
-            with self._open() as reader:  # the first block decides, as it does in a stream
-                kinds = {column.name: column.type for column in reader.schema}
+            kinds = self._kinds()
             whole = replace(self, names=list(kinds), types=kinds)
         with self.path.open("rb") as file:
             header, line, total = 0, b"", self.path.stat().st_size
@@ -92,6 +92,15 @@ class TextFile:
                 found.append(TextPiece(whole, start, file.tell(), header))
                 start = file.tell()
         return found
+
+    def _kinds(self) -> dict[str, pa.DataType]:
+        """Names and types of all columns: the first block decides, as it does in a stream."""
+        try:
+            with self._open() as reader:
+                return {column.name: column.type for column in reader.schema}
+        except pa.ArrowException as error:
+            with self.path.open("rb") as file:
+                raise _located(error, self.path, file.read(_BLOCK_BYTES), 0) from error
 
     def parse(self, data: bytes) -> pa.RecordBatch:
         """Parse lines; the rows are one batch, without one where all lines are blank."""
@@ -148,10 +157,7 @@ class TextPiece:
                 return pa.RecordBatch.from_pylist([], schema=kinds)
             return self.file.parse(data)
         except pa.ArrowException as error:
-            row = _ROW.search(str(error))
-            line = f", line {self._line(data, int(row[1]))}" if row else ""
-            what = _ROW.sub("", str(error))
-            raise DataError(f"cannot read {self.file.path.name}{line}: {what}") from error
+            raise _located(error, self.file.path, data, self.lines_before()) from error
         except OSError as error:
             raise DataError(f"cannot read {self.file.path.name}: {error}") from error
 
@@ -168,13 +174,25 @@ class TextPiece:
         """Count the rows before the piece, for messages; blank lines count too."""
         return self.lines_before() - self.header
 
-    def _line(self, data: bytes, row: int) -> int:
-        """Number of the line in the file that holds a row of the piece; both count from 1."""
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            row -= bool(line.strip(b"\r"))
-            if not row:
-                return self.lines_before() + number
-        return self.lines_before() + 1
+    def where(self) -> str:
+        """Name the file and the lines."""
+        first = self.lines_before() + 1
+        last = replace(self, start=self.stop).lines_before()
+        return f"{self.file.path.name}, lines {first} to {max(first, last)}"
+
+
+def _located(error: pa.ArrowException, path: Path, data: bytes, before: int) -> DataError:
+    """Name the file and, where Arrow says the row, the line; both count from 1.
+
+    Arrow passes over blank lines when it counts rows.
+    """
+    row = _ROW.search(str(error))
+    if row is None:
+        return DataError(f"cannot read {path.name}: {error}")
+    lines = enumerate(data.split(b"\n"), start=before + 1)
+    filled = (number for number, line in lines if line.strip(b"\r"))
+    line = next(islice(filled, int(row[1]) - 1, None))
+    return DataError(f"cannot read {path.name}, line {line}: {_ROW.sub('', str(error))}")
 
 
 def _require_text(schema: pa.Schema) -> None:

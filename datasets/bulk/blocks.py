@@ -7,7 +7,6 @@ have as few bytes as the list needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,15 @@ def parse(work: Work, number: int, piece: Piece) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     files: dict[Path, Seal] = {}
     row = 0
-    for batch in _changed(work, piece):
+    for batch in piece.batches():
         name = f"{number:06}-{len(blocks):03}"
-        columns, words = _coded_batch(work, batch, piece, row)
+        try:
+            batch = work.transform(batch)
+            if not batch.num_rows:
+                continue
+            columns, words = _coded_batch(work, batch, piece, row)
+        except (DataError, pa.ArrowException) as error:
+            raise DataError(f"{piece.where()}: {error}") from error
         files[work.rows(name)] = put_batch(work.rows(name), columns)
         files[work.words(name)] = put_lists(work.words(name), words)
         sizes = [len(words[key]) for key in work.keys]
@@ -90,17 +95,6 @@ def parse(work: Work, number: int, piece: Piece) -> dict[str, Any]:
         blocks.append({"name": name, "rows": batch.num_rows, "words": sizes, "bytes": weights})
         row += batch.num_rows
     return {"blocks": blocks, "files": work.seals(files)}
-
-
-def _changed(work: Work, piece: Piece) -> Iterator[pa.RecordBatch]:
-    for batch in piece.batches():
-        try:
-            changed = work.transform(batch)
-        except pa.ArrowException as error:
-            row = piece.rows_before()
-            raise DataError(f"rows {row} and later do not fit: {error}") from error
-        if changed.num_rows:
-            yield changed
 
 
 def _coded_batch(
