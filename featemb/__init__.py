@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featemb import check, optim, staging
 from featemb.build import embedding
+from featemb.checkpoint import Checkpoint
 from featemb.compress import compress
 from featemb.config import names as _names
 from featemb.errors import (
@@ -18,6 +19,8 @@ from featemb.errors import (
     IdError,
     RunError,
     SchemaError,
+    Stopped,
+    StorageError,
 )
 from featemb.evaluator import Evaluator
 from featemb.fit import fit
@@ -41,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "Checkpoint",
     "ConfigError",
     "DataError",
     "Devices",
@@ -63,6 +67,8 @@ __all__ = [
     "SchemaError",
     "Spec",
     "Stage",
+    "Stopped",
+    "StorageError",
     "check",
     "codecs",
     "compress",
