@@ -60,6 +60,7 @@ class Loop:
         self.held_out: Optimizers = []
         self.states: list[dict[str, Any]] | None = None
         self.losses = Losses()
+        self.facts: dict[str, Any] | None = None  # of the last step, where it was before a resume
         self.step_times: list[float] = []
         if not self._resume() and staging.rewinds(model):
             self.start = copy.deepcopy(model.state_dict())
@@ -123,9 +124,7 @@ class Loop:
             self.best = None
             self.history.best_score, self.history.best_epoch = None, 0
         self.model.train()
-        held_out = None
-        if stage.held_out and settings.held_out is not None:
-            held_out = endless(settings.held_out, at.step)
+        held_out = endless(settings.held_out, at.step) if stage.held_out else None
         if self.losses.values and self._evaluation_due():  # it was interrupted
             self._judge(stage)
         while self._goes_on(stage):
@@ -162,8 +161,7 @@ class Loop:
         return True
 
     def _evaluation_due(self) -> bool:
-        every = self.settings.eval_every
-        return bool(every) and self.at.step % (every or 1) == 0
+        return bool(self.settings.eval_every) and not self.at.step % (self.settings.eval_every or 1)
 
     def _stop_if_asked(self) -> None:
         if self.settings.stop is not None and self.settings.stop():
@@ -206,7 +204,7 @@ class Loop:
             steppers.fall(self.optimizers, self.at.epoch, self.at.anneal_from, falling)
 
     def _step(self, batch: Batch, held_out: Batch | None) -> None:
-        began = time.perf_counter()
+        began, self.facts = time.perf_counter(), None
         self.losses.values.append(staging.update(self.model, self.layers, batch, self.optimizers))
         if held_out is not None:
             staging.update(self.model, self.layers, held_out, self.held_out)
@@ -219,6 +217,7 @@ class Loop:
         at, history = self.at, self.history
         self._look()
         train_loss = self.losses.mean()
+        self.facts = self.scorer.describe() if self.facts is None else self.facts
         try:
             score = None if self.settings.evaluate is None else self.scorer()
         except Stopped:
@@ -234,6 +233,7 @@ class Loop:
             "seconds": time.perf_counter() - self.began,
             "train_loss": train_loss,
             "score": score,
+            **self.facts,
         }
         history.records.append(record)
         if self.settings.on_record is not None:
@@ -270,6 +270,7 @@ class Loop:
             "best": self.best,
             "optimizers": states or self.states,
             "losses": self.losses.state(),
+            "facts": self.facts or (self.scorer.describe() if self.losses.values else None),
         }
         self.saver.write(self.at, end, state)
 
@@ -289,6 +290,7 @@ class Loop:
                 saved[name] for name in ("start", "best", "optimizers")
             )
             self.losses.restore(saved.get("losses"))
+            self.facts = saved.get("facts")
         except (LookupError, TypeError, AttributeError) as error:
             raise self.saver.refused("is not a checkpoint of featemb.fit", error) from error
         self.saver.restore(self.at, saved)

@@ -50,12 +50,13 @@ def guarded(batches: Iterator[T], failed: Callable[[], None]) -> Iterator[T]:
         yield batch
 
 
-def endless(batches: Batches, number: int) -> Iterator[Batch]:
+def endless(batches: Batches | None, number: int) -> Iterator[Batch]:
     """Go over the batches of epoch after epoch, behind the first ``number`` of them.
 
     Raises:
         RunError: an epoch has none.
     """
+    assert batches is not None
     for epoch in count():
         found, passed = skipped(batches(epoch), number)
         number -= passed
