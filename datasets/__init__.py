@@ -7,6 +7,7 @@ if __name__ != "featemb.datasets":
     )
 
 from featemb.datasets.dataset import Bag, Batch, Dataset, Split
+from featemb.datasets.hashed import Hashing
 from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Column",
     "Dataset",
+    "Hashing",
     "Recipe",
     "Split",
     "SplitRule",

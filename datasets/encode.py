@@ -78,11 +78,13 @@ def _first_pass(source: Source, recipe: Recipe, parts: Parts) -> tuple[Encoding,
         needed = [*(column.name for column in recipe.columns), recipe.label]
         require_columns(batch, [*needed, *([recipe.user] if recipe.user else [])], "the table")
         train = batch.filter(pa.array(part == 0))
-        for column in recipe.categorical:
-            words[column.name].add(cells(train, column)[0])
+        if recipe.hashing is None:
+            for column in recipe.categorical:
+                words[column.name].add(cells(train, column)[0])
         for column in recipe.numeric:
             moments[column.name].add(numbers(train, column))
-    closed = {c.name: words[c.name].close(recipe.threshold(c)) for c in recipe.categorical}
+    counted = () if recipe.hashing is not None else recipe.categorical
+    closed = {c.name: words[c.name].close(recipe.threshold(c)) for c in counted}
     encoding = Encoding(
         recipe,
         {name: pa.array(values) for name, (values, _) in closed.items()},
@@ -137,18 +139,20 @@ def _groups(values: pa.Array, groups: dict[Any, int]) -> pa.Array:
 def _describe(
     encoding: Encoding, counts: Counts, shards: Shards, meta: Mapping[str, Any], folder: Path
 ) -> None:
-    recipe = encoding.recipe
+    recipe, columns = encoding.recipe, encoding.recipe.categorical
+    hashing = recipe.hashing
+    sizes = {c.name: len(counts[c.name]) if hashing is None else hashing.size for c in columns}
     features = [
         Feature(
             c.name,
-            len(counts[c.name]),
+            sizes[c.name],
             multi=True,
             pooling=c.pooling,
             max_length=shards.longest.get(c.name) or None,
         )
         if c.multi
-        else Feature(c.name, len(counts[c.name]))
-        for c in recipe.categorical
+        else Feature(c.name, sizes[c.name])
+        for c in columns
     ]
     schema = Schema(features, [column.name for column in recipe.numeric])
     arrays: dict[str, Any] = dict(counts)

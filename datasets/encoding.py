@@ -37,7 +37,7 @@ class Encoding:
     Attributes:
         recipe: the columns.
         values: known values of each categorical column: the value at position i has id i + 1; 0 is
-            missing or unknown.
+            missing or unknown. Empty where the recipe hashes.
         moments: mean and deviation of each numeric column after its transform.
     """
 
@@ -57,7 +57,10 @@ class Encoding:
 
     def _ids(self, batch: pa.RecordBatch, column: Column) -> pa.Array:
         values, lengths = cells(batch, column)
-        ids = _places(values, self.values[column.name])
+        if self.recipe.hashing is not None:
+            ids = pa.array(self.recipe.hashing.ids(values))
+        else:
+            ids = _places(values, self.values[column.name])
         if lengths is None:
             return ids
         offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy())]).astype(np.int32)
