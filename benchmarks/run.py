@@ -17,9 +17,11 @@ from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.progress import Quiet, Watcher
+from featemb.benchmarks.stopping import now
 from featemb.benchmarks.training import Trained, train
+from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset
-from featemb.errors import RunError
+from featemb.errors import FormatError, RunError, StorageError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
 
@@ -38,11 +40,13 @@ def run_one(
     progress: Watcher | None = None,
     checkpoint: bool = False,
     save_model: bool = False,
+    checkpoint_minutes: float | None = None,
+    keep_checkpoints: int = 1,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
-    An exception of any kind becomes a record with status "failed"; an interrupt passes through
-    and leaves nothing behind but the checkpoint.
+    An exception becomes a record with status "failed"; an interrupt, `Stopped` and a full disk
+    pass through and leave nothing behind but the checkpoint.
 
     Args:
         config: what to run.
@@ -51,11 +55,16 @@ def run_one(
         progress: told of start, evaluations and end.
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
-            removed when the record is written.
+            removed when the run has succeeded, or when it was no checkpoint of this run.
         save_model: write the served model to ``model.safetensors`` in the run's folder.
+        checkpoint_minutes: write it this often within an epoch too.
+        keep_checkpoints: how many are kept.
 
     Returns:
         The record, as in ``run.json``.
+
+    Raises:
+        StorageError: checkpoint or record cannot be written; the last checkpoint is whole.
     """
     watch = progress or Quiet()
     name = run_id(config)
@@ -63,10 +72,14 @@ def run_one(
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
     answer: tuple[dict[str, Any], CTRModel] | None = None
-    state = records.checkpoint(runs_dir, name) if checkpoint else None
+    state = None
+    if checkpoint:
+        state = records.checkpoint(runs_dir, name, checkpoint_minutes, keep_checkpoints)
     try:
         answer = _run(config, record, curve, dataset, watch, state)
         record["status"] = "ok"
+    except StorageError:  # the record of a failure would not be written either
+        raise
     except Exception as error:  # one run must not stop the others; it is told in the record
         record["error"] = {
             "type": type(error).__name__,
@@ -79,13 +92,20 @@ def run_one(
         if save_model and served is not None:
             models.save(served, folder / MODEL)
 
-    records.write(runs_dir, record, curve, predictions, write_model)
-    if state is not None:
-        state.unlink(missing_ok=True)
+    with now().patient():
+        records.write(runs_dir, record, curve, predictions, write_model)
+        if state is not None and _is_spent(record):
+            state.remove()
     if record["status"] == "failed" and config.device != "cpu":
         torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
     watch({"event": "end", "run_id": name} | _verdict(record))
     return record
+
+
+def _is_spent(record: dict[str, Any]) -> bool:
+    """Whether the checkpoint is of no more use: the run succeeded, or could not read it."""
+    error = record["error"]
+    return error is None or error["type"] == FormatError.__name__
 
 
 def _traceback() -> str:
@@ -115,7 +135,7 @@ def _run(
     curve: list[dict[str, Any]],
     dataset: Dataset | None,
     watch: Watcher,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
 ) -> tuple[dict[str, Any], CTRModel]:
     """Fill a record and a curve; return the predictions of the test split and the served model."""
     if config.threads is not None:

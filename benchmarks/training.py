@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from featemb.benchmarks import metrics
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import predict, quick_scores
+from featemb.benchmarks.stopping import now
+from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset
 from featemb.evaluator import Evaluator
 from featemb.fit import fit
@@ -47,13 +48,15 @@ def train(
     config: RunConfig,
     dataset: Dataset,
     on_record: OnRecord,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a network in place; it ends with the weights of the best validation AUC.
 
     Raises:
         RunError: the loss is not finite.
         FormatError: the checkpoint is not one of this training.
+        StorageError: the checkpoint cannot be written.
+        Stopped: SIGTERM was heard (`featemb.benchmarks.stopping`).
     """
     device = torch.device(config.device)
     validation = Validation(net, config, dataset)
@@ -64,7 +67,6 @@ def train(
         nonlocal most
         if "logloss" not in record:  # a checkpoint's records have what was added to them
             record["logloss"] = validation.logloss
-            record["training_parts"] = dict(net.memory(list(optimizers)).training_parts)
         kept = {key: record[key] for key in ("stage", "epoch", "step", "seconds", "train_loss")}
         curve.append(kept | {"valid_auc": record["score"], "valid_logloss": record["logloss"]})
         most = max(most, record["training_parts"], key=lambda one: sum(one.values()))
@@ -75,7 +77,8 @@ def train(
             config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
         )
 
-    with _watched_optimizers() as optimizers:
+    stopping = now()
+    with _watched_optimizers(validation.optimizers), stopping.patient():
         history = fit(
             net,
             batches("train"),
@@ -83,6 +86,7 @@ def train(
             held_out=batches("valid"),
             on_record=note,
             checkpoint=checkpoint,
+            stop=stopping.asked,
             **{name: getattr(config, name) for name in _FIT},
         )
     return Trained(history, curve, most)
@@ -102,16 +106,24 @@ class Validation:
 
     Attributes:
         logloss: of the last network scored.
+        optimizers: those that have stepped.
     """
 
     def __init__(self, net: CTRModel, config: RunConfig, dataset: Dataset) -> None:
         self._net, self._config, self._splits = net, config, dataset.splits
         self.logloss = 0.0
+        self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the training bytes behind a step, while its gradients are there."""
+        parts = self._net.memory(list(self.optimizers)).training_parts
+        return {"training_parts": dict(parts)}
 
     def __call__(self) -> float:
         """Return the AUC."""
         config, valid = self._config, self._splits["valid"]
-        score = predict(self._net, valid, config.eval_batch_size, torch.device(config.device))
+        with now().at_once():
+            score = predict(self._net, valid, config.eval_batch_size, torch.device(config.device))
         auc, self.logloss = quick_scores(valid.label.numpy(), score)
         return auc
 
@@ -131,7 +143,8 @@ class Validation:
             )
             return islice(train, _CALIBRATION_BATCHES)
 
-        return Evaluator(self._net, valid, _auc, calibration).variants(count)
+        with now().at_once():
+            return Evaluator(self._net, valid, _auc, calibration).variants(count)
 
 
 def _auc(label: Tensor, logits: Tensor) -> float:
@@ -139,15 +152,14 @@ def _auc(label: Tensor, logits: Tensor) -> float:
 
 
 @contextmanager
-def _watched_optimizers() -> Iterator[weakref.WeakSet[torch.optim.Optimizer]]:
+def _watched_optimizers(seen: weakref.WeakSet[torch.optim.Optimizer]) -> Iterator[None]:
     """Gather the optimizers that step, so that the bytes of their state can be counted."""
-    seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         seen.add(optimizer)
 
     handle = register_optimizer_step_post_hook(note)
     try:
-        yield seen
+        yield
     finally:
         handle.remove()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featemb import check, optim, staging
 from featemb.build import embedding
+from featemb.checkpoint import Checkpoint
 from featemb.compress import compress
 from featemb.config import names as _names
 from featemb.delta import Delta, apply_delta, delta
@@ -20,6 +21,8 @@ from featemb.errors import (
     IdError,
     RunError,
     SchemaError,
+    Stopped,
+    StorageError,
 )
 from featemb.evaluator import Evaluator
 from featemb.export import export, load
@@ -45,6 +48,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "Checkpoint",
     "ConfigError",
     "DataError",
     "Delta",
@@ -70,6 +74,8 @@ __all__ = [
     "Served",
     "Spec",
     "Stage",
+    "Stopped",
+    "StorageError",
     "apply_delta",
     "check",
     "codecs",

@@ -30,6 +30,8 @@ def train(
     out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     checkpoint: bool = settings.CHECKPOINT,
+    checkpoint_minutes: float | None = settings.CHECKPOINT_MINUTES,
+    keep_checkpoints: int | None = settings.KEEP_CHECKPOINTS,
     save_model: bool = settings.SAVE_MODEL,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
@@ -64,12 +66,14 @@ def train(
     dataset = sources.load(config)
     if save_schema is not None:
         sources.save_recipe(dataset, save_schema)
-    how = {"checkpoint": checkpoint, "save_model": save_model}
-    _show(_run(config, dataset, out, quiet, how), out)
+    how = settings.checkpoints(checkpoint, checkpoint_minutes, keep_checkpoints)
+    with settings.ends_on_signal(how):
+        record = _run(config, dataset, out, quiet, how | {"save_model": save_model})
+    _show(record, out)
 
 
 def _run(
-    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, how: dict[str, bool]
+    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, how: dict[str, Any]
 ) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
