@@ -215,4 +215,4 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(fe.ConfigError, match="got Linear"):
         FeatureEmbeddingBagCollection.of(nn.Linear(2, 2))
     with pytest.raises(fe.ConfigError, match="width"):
-        FeatureEmbeddingBagCollection(tables(), "unified(allot=auto, lookups=2)")
+        FeatureEmbeddingBagCollection(tables(), "unified(allot=auto, lookups=4)")

@@ -54,12 +54,14 @@ class Sharded:
         whole: shape of the tensor ``[R, C]``.
         boxes: places of all shards, of all processes.
         parts: this process's shards, in the order of its boxes.
+        columns: numbers a row of a shard; None where they are the table's own.
     """
 
     table: str
     whole: tuple[int, int]
     boxes: tuple[Box, ...]
     parts: list[Tensor]
+    columns: int | None = None
 
 
 def engine(optimizer: str, weight_decay: float, device: str, wanted: str = "auto") -> Engine:
@@ -179,7 +181,7 @@ class LocalRows:
                 Box(one.rank, one.row, firsts.index(one.column) * columns, one.rows, columns)
                 for one in boxes
             )
-        return Sharded(self.name, (self.shape[0], width), boxes, list(parts))
+        return Sharded(self.name, (self.shape[0], width), boxes, list(parts), columns)
 
     def empty(self, columns: int | None, dtype: torch.dtype, rank: int) -> Sharded:
         """Return as `spread` does, of new tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +118,7 @@ def _gather(local: LocalRows, to: int | None) -> Tensor | None:
     rank = dist.get_rank()
     wanted = to is None or rank == to
     device = local.views[0].device if local.views else _device()
-    whole = torch.empty(local.shape, device=device) if wanted else None
+    whole = torch.empty(local.shape) if wanted else None  # on the CPU: a GPU may hold a part only
     mine = iter(local.views)
     for box in local.boxes:
         if not box.rows:
@@ -188,7 +189,11 @@ def shard(
     shapes = {path: table.shape for path, table in tables_of(model).items()}
     boxes = {path: boxes_of(plan, path, table) for path, table in tables_of(model).items()}
     _check_widths(model, optimizer, boxes)
-    dmp = DistributedModelParallel(model, device=place, plan=plan, sharders=[sharder])
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # of torch, on an argument that TorchRec uses
+        dmp = DistributedModelParallel(model, device=place, plan=plan, sharders=[sharder])
     found = {}
     for path, table in tables_of(model).items():
         for parameter in table.collection.parameters():
