@@ -79,8 +79,7 @@ def train(
         dataset = sources.load(config)
         if save_schema is not None:
             sources.save_recipe(dataset, save_schema)
-        record = _run(config, dataset, out, quiet, wanted)
-    ranks.show(record, out)
+        ranks.show(_run(config, dataset, out, quiet, wanted), out)
 
 
 def _run(
