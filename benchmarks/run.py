@@ -18,7 +18,7 @@ from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.progress import Quiet, Watcher
 from featemb.benchmarks.stopping import now
-from featemb.benchmarks.training import Trained, train
+from featemb.benchmarks.training import Alone, Trained
 from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset
 from featemb.errors import FormatError, RunError, StorageError
@@ -42,6 +42,7 @@ def run_one(
     save_model: bool = False,
     checkpoint_minutes: float | None = None,
     keep_checkpoints: int = 1,
+    side: Alone | None = None,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
@@ -59,6 +60,8 @@ def run_one(
         save_model: write the served model to ``model.safetensors`` in the run's folder.
         checkpoint_minutes: write it this often within an epoch too.
         keep_checkpoints: how many are kept.
+        side: how several processes train together; an exception then passes through too, since
+            the checkpoint is what they go on from.
 
     Returns:
         The record, as in ``run.json``.
@@ -76,11 +79,13 @@ def run_one(
     if checkpoint:
         state = records.checkpoint(runs_dir, name, checkpoint_minutes, keep_checkpoints)
     try:
-        answer = _run(config, record, curve, dataset, watch, state)
+        answer = _run(config, record, curve, dataset, watch, state, side or Alone())
         record["status"] = "ok"
     except StorageError:  # the record of a failure would not be written either
         raise
     except Exception as error:  # one run must not stop the others; it is told in the record
+        if side is not None:
+            raise
         record["error"] = {
             "type": type(error).__name__,
             "message": str(error),
@@ -95,7 +100,7 @@ def run_one(
     with now().patient():
         records.write(runs_dir, record, curve, predictions, write_model)
         if state is not None and _is_spent(record):
-            state.remove()
+            (side or Alone()).clean(state)
     if record["status"] == "failed" and config.device != "cpu":
         torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
     watch({"event": "end", "run_id": name} | _verdict(record))
@@ -136,6 +141,7 @@ def _run(
     dataset: Dataset | None,
     watch: Watcher,
     checkpoint: Checkpoint | None,
+    side: Alone,
 ) -> tuple[dict[str, Any], CTRModel]:
     """Fill a record and a curve; return the predictions of the test split and the served model."""
     if config.threads is not None:
@@ -158,8 +164,11 @@ def _run(
             event = {"event": "epoch", "run_id": record["run_id"], "epochs": config.epochs}
             watch(event | row)
 
-        trained = train(net, config, dataset, note, checkpoint)
+        net, trained = side.run(net, config, dataset, note, checkpoint)
     clock.lap("train")
+    if side.about:
+        record["distributed"] = dict(side.about)
+        config = config.at(device="cpu")
     frozen = net.freeze()
     environment.synchronize(config.device)
     clock.lap("freeze")

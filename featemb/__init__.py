@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from featemb import benchmarks as benchmarks
     from featemb import datasets as datasets
     from featemb import models as models
+    from featemb import torchrec as torchrec
 
 __version__ = "0.1.0"
 
@@ -94,7 +95,7 @@ __all__ = [
     "staging",
 ]
 
-_LAZY = ("benchmarks", "datasets", "models")
+_LAZY = ("benchmarks", "datasets", "models", "torchrec")
 
 
 def methods() -> list[str]:

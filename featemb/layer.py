@@ -132,9 +132,13 @@ class FeatureEmbedding(EmbeddingBase):
         return outermost(self.children())
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are not of a layer that stores this one's rows."""
+        """Return the parameters that are not of a layer that stores this one's rows.
+
+        Those that another engine steps (``parameter.stepped_apart``) are left out.
+        """
         theirs = {id(p) for layer in self.stored() for p in layer.parameters()}
-        return [p for p in self.parameters() if id(p) not in theirs]
+        own = [p for p in self.parameters() if id(p) not in theirs]
+        return [p for p in own if not getattr(p, "stepped_apart", False)]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`).
