@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from featemb import models, staging
-from featemb.benchmarks import environment, records, sources
+from featemb import staging
+from featemb.benchmarks import environment, exporting, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
@@ -24,8 +24,6 @@ from featemb.datasets import Dataset
 from featemb.errors import FormatError, RunError, StorageError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
-
-MODEL = "model.safetensors"
 
 
 def run_id(config: RunConfig) -> str:
@@ -57,7 +55,7 @@ def run_one(
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
             removed when the run has succeeded, or when it was no checkpoint of this run.
-        save_model: write the served model to ``model.safetensors`` in the run's folder.
+        save_model: write the served model and some test rows into the run's folder, for export.
         checkpoint_minutes: write it this often within an epoch too.
         keep_checkpoints: how many are kept.
         side: how several processes train together; an exception then passes through too, since
@@ -74,13 +72,38 @@ def run_one(
     watch({"event": "start", "run_id": name})
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
-    answer: tuple[dict[str, Any], CTRModel] | None = None
     state = None
     if checkpoint:
         state = records.checkpoint(runs_dir, name, checkpoint_minutes, keep_checkpoints)
+    answer = _tried(config, record, curve, dataset, watch, state, side)
+    predictions, served, data = answer or (None, None, None)
+
+    def write_model(folder: Path) -> None:
+        if save_model and served is not None and data is not None:
+            exporting.save(served, data, record, folder)
+
+    with now().patient():
+        records.write(runs_dir, record, curve, predictions, write_model)
+        if state is not None and _is_spent(record):
+            (side or Alone()).clean(state)
+    if record["status"] == "failed" and config.device != "cpu":
+        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
+    watch({"event": "end", "run_id": name} | _verdict(record))
+    return record
+
+
+def _tried(
+    config: RunConfig,
+    record: dict[str, Any],
+    curve: list[dict[str, Any]],
+    dataset: Dataset | None,
+    watch: Watcher,
+    checkpoint: Checkpoint | None,
+    side: Alone | None,
+) -> tuple[dict[str, Any], CTRModel, Dataset] | None:
+    """`_run`, or None where it failed: then the record tells why."""
     try:
-        answer = _run(config, record, curve, dataset, watch, state, side or Alone())
-        record["status"] = "ok"
+        answer = _run(config, record, curve, dataset, watch, checkpoint, side or Alone())
     except StorageError:  # the record of a failure would not be written either
         raise
     except Exception as error:  # one run must not stop the others; it is told in the record
@@ -91,20 +114,9 @@ def run_one(
             "message": str(error),
             "traceback": _traceback(),
         }
-    predictions, served = answer or (None, None)
-
-    def write_model(folder: Path) -> None:
-        if save_model and served is not None:
-            models.save(served, folder / MODEL)
-
-    with now().patient():
-        records.write(runs_dir, record, curve, predictions, write_model)
-        if state is not None and _is_spent(record):
-            (side or Alone()).clean(state)
-    if record["status"] == "failed" and config.device != "cpu":
-        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
-    watch({"event": "end", "run_id": name} | _verdict(record))
-    return record
+        return None
+    record["status"] = "ok"
+    return answer
 
 
 def _is_spent(record: dict[str, Any]) -> bool:
@@ -142,8 +154,8 @@ def _run(
     watch: Watcher,
     checkpoint: Checkpoint | None,
     side: Alone,
-) -> tuple[dict[str, Any], CTRModel]:
-    """Fill a record and a curve; return the predictions of the test split and the served model."""
+) -> tuple[dict[str, Any], CTRModel, Dataset]:
+    """Fill a record and a curve; return the test predictions, the served model and the data."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     record["device"] = environment.device(config.device)
@@ -187,7 +199,7 @@ def _run(
     }
     record["training"] = _training(trained)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
-    return sources.predictions(splits["test"], score["test"]), frozen
+    return sources.predictions(splits["test"], score["test"]), frozen, dataset
 
 
 def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:

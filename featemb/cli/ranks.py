@@ -90,7 +90,7 @@ def _follow(
 def done_before(out: Path, name: str, save_model: bool) -> dict[str, Any]:
     """Say that a run is there already, and return its record."""
     from featemb.benchmarks import records
-    from featemb.benchmarks.run import MODEL
+    from featemb.benchmarks.exporting import MODEL
 
     typer.echo(f"{out} holds this run already")
     if save_model and not (out / name / MODEL).is_file():

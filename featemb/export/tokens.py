@@ -155,7 +155,9 @@ def bag_tokens(array: pa.Array, cells: Cells, separator: str, name: str) -> tupl
     import pyarrow.compute as pc
 
     if separator:
-        array = pc.split_pattern(array.cast(pa.string()), separator)
+        text = array.cast(pa.string())  # an empty one is an empty list
+        text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        array = pc.split_pattern(text, separator)
     elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise SchemaError(f"column {name!r} holds {array.type}, the model was trained on lists")
     lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
