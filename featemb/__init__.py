@@ -9,6 +9,9 @@ from featemb import check, optim, staging
 from featemb.build import embedding
 from featemb.compress import compress
 from featemb.config import names as _names
+from featemb.conversion.files import load_converted, save_converted
+from featemb.conversion.report import Conversion, conversion
+from featemb.convert import convert
 from featemb.errors import (
     BudgetError,
     ConfigError,
@@ -42,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "ConfigError",
+    "Conversion",
     "DataError",
     "Devices",
     "Evaluator",
@@ -66,14 +70,18 @@ __all__ = [
     "check",
     "codecs",
     "compress",
+    "conversion",
+    "convert",
     "embedding",
     "fit",
     "load",
+    "load_converted",
     "methods",
     "optim",
     "parse",
     "place",
     "plan",
+    "save_converted",
     "staging",
 ]
 
