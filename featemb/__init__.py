@@ -10,6 +10,9 @@ from featemb.build import embedding
 from featemb.checkpoint import Checkpoint
 from featemb.compress import compress
 from featemb.config import names as _names
+from featemb.conversion.files import load_converted, save_converted
+from featemb.conversion.report import Conversion, conversion
+from featemb.convert import convert
 from featemb.delta import Delta, apply_delta, delta
 from featemb.errors import (
     BudgetError,
@@ -51,6 +54,7 @@ __all__ = [
     "BudgetError",
     "Checkpoint",
     "ConfigError",
+    "Conversion",
     "DataError",
     "Delta",
     "Devices",
@@ -81,16 +85,20 @@ __all__ = [
     "check",
     "codecs",
     "compress",
+    "conversion",
+    "convert",
     "delta",
     "embedding",
     "export",
     "fit",
     "load",
+    "load_converted",
     "methods",
     "optim",
     "parse",
     "place",
     "plan",
+    "save_converted",
     "serve",
     "staging",
 ]

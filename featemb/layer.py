@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 
 Axis = Literal["address", "shape", "format"]
+E = TypeVar("E", bound=EmbeddingBase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ class FeatureEmbedding(EmbeddingBase):
         """Bytes by part, read from the tensors; with an optimizer, its state of this layer too."""
         layers = [one for one in self.modules() if isinstance(one, FeatureEmbedding)]
         real = any(one.sizes_follow_values for one in layers)
-        frozen = (self if real else _meta_copy(self)).freeze()
+        frozen = (self if real else meta_copy(self)).freeze()
         return Memory(module_bytes(frozen), training_bytes(self, optimizer))
 
     def companion(self, dim: int = 1) -> FeatureEmbedding:
@@ -229,7 +230,7 @@ def outermost(modules: Iterable[nn.Module]) -> list[FeatureEmbedding]:
     return list(dict.fromkeys(found))
 
 
-def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
+def meta_copy(layer: E) -> E:
     """Copy a layer with every tensor on the meta device: its structure without its bytes."""
     memo: dict[int, Any] = {}
     for parameter in layer.parameters():

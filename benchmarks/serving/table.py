@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.table import Table
 
-
 _COLUMNS = ("file", "before", "loaded", "growth", "served", "most")
 
 

@@ -36,7 +36,8 @@ class Part(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if _KINDS.setdefault(cls.__name__, cls) is not cls:
+        known = _KINDS.setdefault(cls.__name__, cls)
+        if not issubclass(cls, known):  # torch.export wraps a module in a subclass of its name
             raise TypeError(f"a part named {cls.__name__!r} exists already")
 
     def __init__(self, **fields: Any) -> None:
