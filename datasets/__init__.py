@@ -6,6 +6,7 @@ if __name__ != "featemb.datasets":
         "third-party package named 'datasets', run python -P or from another folder."
     )
 
+from featemb.datasets.bulk.public import encode
 from featemb.datasets.dataset import Bag, Batch, Dataset, Split
 from featemb.datasets.hashed import Hashing
 from featemb.datasets.infer import infer
@@ -22,6 +23,7 @@ __all__ = [
     "Recipe",
     "Split",
     "SplitRule",
+    "encode",
     "find",
     "infer",
     "load",

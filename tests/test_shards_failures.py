@@ -24,7 +24,7 @@ from featemb.datasets.bulk import encode as encoding
 from featemb.datasets.bulk.encode import encode_shards
 from featemb.datasets.registry import find
 from featemb.datasets.shard_index import Index
-from featemb.datasets.source import table
+from featemb.datasets.tables import table
 from featemb.datasets.textfile import TextFile
 from featemb.errors import DataError
 
