@@ -8,10 +8,12 @@ if __name__ != "featemb.datasets":
 
 from featemb.datasets.bulk.public import encode
 from featemb.datasets.dataset import Bag, Batch, Dataset, Split
+from featemb.datasets.encoding import Encoding
 from featemb.datasets.hashed import Hashing
 from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
+from featemb.datasets.shard_index import Index, Shard, read_index, verify
 from featemb.datasets.synthetic import synthetic
 
 __all__ = [
@@ -19,8 +21,11 @@ __all__ = [
     "Batch",
     "Column",
     "Dataset",
+    "Encoding",
     "Hashing",
+    "Index",
     "Recipe",
+    "Shard",
     "Split",
     "SplitRule",
     "encode",
@@ -28,5 +33,7 @@ __all__ = [
     "infer",
     "load",
     "names",
+    "read_index",
     "synthetic",
+    "verify",
 ]

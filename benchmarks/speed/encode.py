@@ -37,7 +37,7 @@ from featemb.errors import RunError
 
 _PIECE = 1 << 24
 _MIN_COUNT = 10
-_POLL = 0.02  # seconds between looks at the memory
+_POLL = 0.1  # seconds between looks at the memory
 
 
 def arrow(file: Path, folder: Path) -> None:
