@@ -1,8 +1,10 @@
 """Rows a second from a file in Criteo's format to ids: featemb, Arrow alone, and FuxiCTR.
 
 One made-up file (`featemb.benchmarks.speed.criteo_text`); each contender reads it in a process of
-its own, in turns. A record holds, of each turn, seconds and processor seconds without the start of
-the process, and the peak of resident memory over all its processes; rates are of the best turn.
+its own, in turns. A record holds, of each turn, seconds without the start of that process, and over
+it and all that it started, processor seconds and the peak of resident memory; what it says beside is
+of the best turn. Processor seconds do not depend on what else the machine does; a rate by them is what
+all processors would give if they did nothing else and never waited: an upper bound.
 
 - ``arrow``: parse and dictionary-encode the file on all processors, and keep nothing.
 - ``encode``: both passes of `featemb.datasets.encode`, up to the sealed folder of shards.
@@ -19,7 +21,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -119,24 +120,37 @@ CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-class _Memory(threading.Thread):
-    """Watches the resident bytes of this process and its descendants."""
+class _Watch(threading.Thread):
+    """Watches the resident bytes and processor seconds of this process and its descendants."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak = 0
-        self.running = True
+        self._used: dict[int, float] = {}
+        self._running = True
+        self._look()
+        self._before = sum(self._used.values())
 
     def run(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
-        while self.running:
-            whole = 0
-            for process in _family(os.getpid()):
-                with suppress(OSError):
-                    text = Path(f"/proc/{process}/statm").read_text()
-                    whole += int(text.split()[1]) * page
-            self.peak = max(self.peak, whole)
+        while self._running:
+            self._look()
             time.sleep(_POLL)
+
+    def stop(self) -> float:
+        """End, and return the processor seconds used since the start."""
+        self._running = False
+        self.join()
+        self._look()
+        return sum(self._used.values()) - self._before
+
+    def _look(self) -> None:
+        page, tick, whole = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK"), 0
+        for process in _family(os.getpid()):
+            with suppress(OSError):  # it may have ended
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                self._used[process] = (int(fields[11]) + int(fields[12])) / tick
+                whole += int(fields[21]) * page
+        self.peak = max(self.peak, whole)
 
 
 def _family(process: int) -> list[int]:
@@ -151,25 +165,17 @@ def _family(process: int) -> list[int]:
 def turn(name: str, file: Path) -> dict[str, Any]:
     """Measure one contender in this process."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        memory = _Memory()
-        memory.start()
-        before, began = _processor_seconds(), time.perf_counter()
+        watch = _Watch()
+        watch.start()
+        began = time.perf_counter()
         CONTENDERS[name](file, Path(folder))
         seconds = time.perf_counter() - began
-        used = _processor_seconds() - before
-        memory.running = False
-        memory.join()
+        used = watch.stop()
     return {
         "seconds": round(seconds, 2),
         "processor_seconds": round(used, 2),
-        "peak_bytes": memory.peak,
+        "peak_bytes": watch.peak,
     }
-
-
-def _processor_seconds() -> float:
-    """Seconds of this process and of the ended ones that it started."""
-    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _start(name: str, file: Path) -> dict[str, Any]:
@@ -198,16 +204,25 @@ def measure(file: Path, rows: int, turns: dict[str, int]) -> dict[str, Any]:
         "rows": rows,
         "bytes": file.stat().st_size,
         "rows_per_second": {name: round(rows / one) for name, one in best.items()},
-        "processor_microseconds_per_row": {
-            name: round(one / rows * 1e6, 2) for name, one in used.items() if name != "fuxictr"
+        "processor_seconds": used,
+        "rows_per_second_by_processor_seconds": {
+            name: round(rows * (os.cpu_count() or 1) / one) for name, one in used.items()
         },
         "peak_bytes": {
             name: max(one["peak_bytes"] for one in several) for name, several in found.items()
         },
-        "share_of_arrow": {name: round(best["arrow"] / one, 3) for name, one in best.items()},
-        "times_fuxictr": round(best["fuxictr"] / best["encode"], 1) if "fuxictr" in best else None,
+        "share_of_arrow": _ratios(best, "arrow"),
+        "share_of_arrow_by_processor_seconds": _ratios(used, "arrow"),
+        "times_fuxictr": _ratios(best, "fuxictr"),
+        "times_fuxictr_by_processor_seconds": _ratios(used, "fuxictr"),
         "turns": found,
     }
+
+
+def _ratios(seconds: dict[str, float], to: str) -> dict[str, float]:
+    if to not in seconds:
+        return {}
+    return {name: round(seconds[to] / one, 2) for name, one in seconds.items()}
 
 
 def _with_header(file: Path) -> None:

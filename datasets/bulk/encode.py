@@ -287,4 +287,5 @@ class _Job:
             "fingerprint": fingerprint(schema, digests),
             "splits": self.splits,
             "vocabulary": dict(zip(schema.names, vocabularies, strict=False)),
+            "kinds": dict(zip(schema.names, self.blocks[0]["kinds"], strict=False)),
         }
