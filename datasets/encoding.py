@@ -40,7 +40,7 @@ class Encoding:
     Attributes:
         recipe: the columns.
         values: known values of each categorical column: the value at position i has id i + 1; 0 is
-            missing or unknown. Empty where the recipe hashes.
+            missing or unknown. Where the recipe hashes, no values, of the right type.
         moments: mean and deviation of each numeric column after its transform.
     """
 
@@ -61,7 +61,8 @@ class Encoding:
     def _ids(self, batch: pa.RecordBatch, column: Column) -> pa.Array:
         values, lengths = cells(batch, column)
         if self.recipe.hashing is not None:
-            ids = pa.array(self.recipe.hashing.ids(values))
+            place = self.recipe.categorical.index(column)
+            ids = pa.array(self.recipe.hashing.ids(values, place))
         else:
             ids = _places(values, self.values[column.name])
         if lengths is None:
