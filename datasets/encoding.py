@@ -40,7 +40,7 @@ class Encoding:
     Attributes:
         recipe: the columns.
         values: known values of each categorical column: the value at position i has id i + 1; 0 is
-            missing or unknown.
+            missing or unknown. Where the recipe hashes, no values, of the right type.
         moments: mean and deviation of each numeric column after its transform.
     """
 
@@ -60,7 +60,11 @@ class Encoding:
 
     def _ids(self, batch: pa.RecordBatch, column: Column) -> pa.Array:
         values, lengths = cells(batch, column)
-        ids = _places(values, self.values[column.name])
+        if self.recipe.hashing is not None:
+            place = self.recipe.categorical.index(column)
+            ids = pa.array(self.recipe.hashing.ids(values, place))
+        else:
+            ids = _places(values, self.values[column.name])
         if lengths is None:
             return ids
         offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy())]).astype(np.int32)

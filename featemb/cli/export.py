@@ -29,9 +29,7 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Annotated[
         Path | None,
-        typer.Argument(
-            help="Folder of a run trained with --save-model, or its model file."
-        ),
+        typer.Argument(help="Folder of a run trained with --save-model, or its model file."),
     ] = None,
     to: Annotated[
         list[str] | None,

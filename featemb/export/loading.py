@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from featemb import kinds, package
+from featemb.delta import KIND
 from featemb.errors import FormatError
 from featemb.export.checking import load_artefact, target_of
 from featemb.schema import Schema
@@ -41,10 +42,12 @@ def load(path: str | os.PathLike[str], device: Any = "cpu", *, schema: Schema | 
 
 
 def _load(path: str | os.PathLike[str], device: Any) -> Any:
-    if target_of(Path(path)) != "safetensors":
+    if target_of(Path(path)) != "safetensors" or "artefact" in package.header_of(path):
         return load_artefact(path)
     header, tensors = package.read(path)
-    if "artefact" in header:
-        return load_artefact(path)
+    if header["kind"] == KIND:
+        raise FormatError(
+            f"{os.fspath(path)!r} holds a {KIND!r}: featemb.apply_delta applies it to a package"
+        )
     module: nn.Module = kinds.find(header["kind"]).rebuild(header, tensors)
     return module.to(device)

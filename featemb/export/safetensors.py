@@ -44,7 +44,15 @@ def read(path: Path) -> Artefact:
     Raises:
         FormatError: it is corrupt, of a newer version, or does not fit together.
     """
-    header, tensors = package.read(path)
+    return artefact_of(path, *package.read(path))
+
+
+def artefact_of(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Artefact:
+    """Return what a package's header and tensors make.
+
+    Raises:
+        FormatError: they are of a newer version, or do not fit together; names the path.
+    """
     try:
         return _rebuilt(path, header, tensors)
     except FormatError:

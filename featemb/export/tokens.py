@@ -92,9 +92,11 @@ def _hashed(texts: pa.Array) -> Tokens:
     import pyarrow.compute as pc
 
     lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
-    data = np.frombuffer("".join(texts.to_pylist()).encode(), np.uint8)
+    _, offsets, whole = texts.buffers()  # of large_string: int64 offsets
+    data = np.frombuffer(whole or b"", np.uint8)
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts)]
     order = np.argsort(-lengths, kind="stable")  # the longest first: those left are a prefix
-    starts = (np.cumsum(lengths) - lengths)[order]
+    starts = starts[order]
     ordered = lengths[order]
     state = np.full(len(lengths), _FNV_OFFSET, np.uint64)
     for byte in range(int(ordered[0]) if len(ordered) else 0):
