@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -192,6 +193,15 @@ def test_flipped_bytes_of_a_package_never_give_other_scores(
         (tmp_path / "file").write_bytes(whole[:keep])
         with pytest.raises(fe.FormatError):
             fe.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("to", "between"), [("pt2", 0), ("onnx", 18)])
+def test_a_seal_is_checked_without_featemb(to: str, between: int, files: dict[str, Path]) -> None:
+    """As docs/export.md says."""
+    whole = files[to].read_bytes()
+    body, label, digits = whole[: -52 - between], whole[-52:-32], whole[-32:]
+    assert label == b"featemb-blake2b-128:"
+    assert hashlib.blake2b(body, digest_size=16).hexdigest().encode() == digits
 
 
 def test_a_newer_version_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
