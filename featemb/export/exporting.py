@@ -44,7 +44,8 @@ def export(
     examples, at several batch sizes. Where they differ there is no file.
 
     Args:
-        served: a layer, a frozen layer, or a model of `featemb.models`, trained or frozen.
+        served: a layer or a model of `featemb.models`, trained or frozen; or any module that holds
+            layers and is called as ``net(ids)`` or ``net(ids, numeric)``, to a graph's target.
         path: target; an existing file is replaced only by a complete and checked one.
         to: "safetensors", "pt2" (torch.export), "aoti" (AOTInductor), "onnx", or "torchrec".
         encoder: what turns raw columns into ids and numbers; it travels inside the file.
