@@ -127,7 +127,7 @@ class CollectionRows(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Look up rows, each a bag of its own."""
-        flat = rows.reshape(-1)
+        flat = rows.reshape(-1).contiguous()  # the kernel reads memory, not strides
         keyed = _torchrec().sparse.jagged_tensor.KeyedJaggedTensor(
             keys=[_KEY], values=flat, lengths=torch.ones_like(flat)
         )
