@@ -60,7 +60,8 @@ def _integers(array: pa.Array, name: str) -> Tokens:
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"column {name!r} holds {kind}, the model was trained on integers")
     if pa.types.is_uint64(kind):  # beyond 63 bits there is nothing that training knew
-        array = pc.if_else(pc.less(array, 1 << 63), array, pa.scalar(None, kind))
+        fits = pc.less(array, pa.scalar(1 << 63, kind))
+        array = pc.if_else(fits, array, pa.scalar(None, kind))
     plain = array.cast(pa.int64())
     found: Tokens = pc.fill_null(plain, MISSING).to_numpy(zero_copy_only=False)
     return found
