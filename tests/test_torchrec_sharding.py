@@ -19,15 +19,16 @@ import sharded_jobs as jobs
 
 SHARDABLE = (
     *("full", "hash", "unified", "qr", "multi_hash", "double_hash", "frequency", "mde"),
-    *("lowdim", "robe", "field_size"),
+    *("lowdim", "robe", "field_size", "adapt", "memcom", "dhe"),
 )
 WHOLE = {
     "cafe": "after_step",
-    "deeplight": "begin_stage",
-    "lowprec": "form of its own|param_groups",
+    "deeplight": "part MaskedRows",
+    "lowprec": "part QuantizedTable .*form of its own",
     "optembed": "after its search",
     "dpq": "LearnedCodes",
     "tt": "read rows by their numbers",
+    "pca": "begin_stage, search",
 }
 SMALL = fe.Schema([fe.Feature("user", 400), fe.Feature("item", 90)])
 
