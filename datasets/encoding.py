@@ -115,10 +115,13 @@ class Encoding:
         Raises:
             ConfigError: two values of a vocabulary cannot be told apart when served.
         """
+        hashing = self.recipe.hashing
         features = [
             RawFeature(
                 name=c.name,
                 cells=_cells(self.values[c.name]),
+                rule="vocabulary" if hashing is None else "hash",
+                seed=0 if hashing is None else hashing.seed,
                 values=self.values[c.name],
                 multi=c.multi,
                 separator=c.separator,
