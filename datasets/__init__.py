@@ -11,6 +11,7 @@ from featemb.datasets.hashed import Hashing
 from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
+from featemb.datasets.sharded import ShardedSplit, open_shards
 from featemb.datasets.synthetic import synthetic
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "Dataset",
     "Hashing",
     "Recipe",
+    "ShardedSplit",
     "Split",
     "SplitRule",
     "find",
     "infer",
     "load",
     "names",
+    "open_shards",
     "synthetic",
 ]
