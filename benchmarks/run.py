@@ -11,21 +11,19 @@ from typing import Any
 
 import torch
 
-from featemb import models, staging
-from featemb.benchmarks import environment, records, sources
+from featemb import staging
+from featemb.benchmarks import environment, exporting, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.progress import Quiet, Watcher
 from featemb.benchmarks.stopping import now
-from featemb.benchmarks.training import Trained, train
+from featemb.benchmarks.training import Alone, Trained
 from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset
 from featemb.errors import FormatError, RunError, StorageError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
-
-MODEL = "model.safetensors"
 
 
 def run_id(config: RunConfig) -> str:
@@ -42,6 +40,7 @@ def run_one(
     save_model: bool = False,
     checkpoint_minutes: float | None = None,
     keep_checkpoints: int = 1,
+    side: Alone | None = None,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
@@ -56,9 +55,11 @@ def run_one(
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
             removed when the run has succeeded, or when it was no checkpoint of this run.
-        save_model: write the served model to ``model.safetensors`` in the run's folder.
+        save_model: write the served model and some test rows into the run's folder, for export.
         checkpoint_minutes: write it this often within an epoch too.
         keep_checkpoints: how many are kept.
+        side: how several processes train together; an exception then passes through too, since
+            the checkpoint is what they go on from.
 
     Returns:
         The record, as in ``run.json``.
@@ -71,35 +72,51 @@ def run_one(
     watch({"event": "start", "run_id": name})
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
-    answer: tuple[dict[str, Any], CTRModel] | None = None
     state = None
     if checkpoint:
         state = records.checkpoint(runs_dir, name, checkpoint_minutes, keep_checkpoints)
+    answer = _tried(config, record, curve, dataset, watch, state, side)
+    predictions, served, data = answer or (None, None, None)
+
+    def write_model(folder: Path) -> None:
+        if save_model and served is not None and data is not None:
+            exporting.save(served, data, record, folder)
+
+    with now().patient():
+        records.write(runs_dir, record, curve, predictions, write_model)
+        if state is not None and _is_spent(record):
+            (side or Alone()).clean(state)
+    if record["status"] == "failed" and config.device != "cpu":
+        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
+    watch({"event": "end", "run_id": name} | _verdict(record))
+    return record
+
+
+def _tried(
+    config: RunConfig,
+    record: dict[str, Any],
+    curve: list[dict[str, Any]],
+    dataset: Dataset | None,
+    watch: Watcher,
+    checkpoint: Checkpoint | None,
+    side: Alone | None,
+) -> tuple[dict[str, Any], CTRModel, Dataset] | None:
+    """`_run`, or None where it failed: then the record tells why."""
     try:
-        answer = _run(config, record, curve, dataset, watch, state)
-        record["status"] = "ok"
+        answer = _run(config, record, curve, dataset, watch, checkpoint, side or Alone())
     except StorageError:  # the record of a failure would not be written either
         raise
     except Exception as error:  # one run must not stop the others; it is told in the record
+        if side is not None:
+            raise
         record["error"] = {
             "type": type(error).__name__,
             "message": str(error),
             "traceback": _traceback(),
         }
-    predictions, served = answer or (None, None)
-
-    def write_model(folder: Path) -> None:
-        if save_model and served is not None:
-            models.save(served, folder / MODEL)
-
-    with now().patient():
-        records.write(runs_dir, record, curve, predictions, write_model)
-        if state is not None and _is_spent(record):
-            state.remove()
-    if record["status"] == "failed" and config.device != "cpu":
-        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
-    watch({"event": "end", "run_id": name} | _verdict(record))
-    return record
+        return None
+    record["status"] = "ok"
+    return answer
 
 
 def _is_spent(record: dict[str, Any]) -> bool:
@@ -136,8 +153,9 @@ def _run(
     dataset: Dataset | None,
     watch: Watcher,
     checkpoint: Checkpoint | None,
-) -> tuple[dict[str, Any], CTRModel]:
-    """Fill a record and a curve; return the predictions of the test split and the served model."""
+    side: Alone,
+) -> tuple[dict[str, Any], CTRModel, Dataset]:
+    """Fill a record and a curve; return the test predictions, the served model and the data."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     record["device"] = environment.device(config.device)
@@ -158,8 +176,11 @@ def _run(
             event = {"event": "epoch", "run_id": record["run_id"], "epochs": config.epochs}
             watch(event | row)
 
-        trained = train(net, config, dataset, note, checkpoint)
+        net, trained = side.run(net, config, dataset, note, checkpoint)
     clock.lap("train")
+    if side.about:
+        record["distributed"] = dict(side.about)
+        config = config.at(device="cpu")
     frozen = net.freeze()
     environment.synchronize(config.device)
     clock.lap("freeze")
@@ -178,7 +199,7 @@ def _run(
     }
     record["training"] = _training(trained)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
-    return sources.predictions(splits["test"], score["test"]), frozen
+    return sources.predictions(splits["test"], score["test"]), frozen, dataset
 
 
 def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:

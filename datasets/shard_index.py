@@ -21,6 +21,7 @@ from featemb.schema import Schema
 
 FORMAT = "featemb-shards-1"
 FILE = "index.json"
+_KINDS = {str(kind): kind for kind in (pa.string(), pa.int64(), pa.float64())}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Index:
 
     def encoding(self) -> Encoding:
         """Return what turns raw rows into ids; vocabularies are mapped into memory when used."""
-        values = {}
+        values = {name: pa.array([], _KINDS[kind]) for name, kind in self.document["kinds"].items()}
         for name, entry in self.document["vocabulary"].items():
             path = self.folder / entry["values"]["path"]
             try:

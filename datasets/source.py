@@ -235,22 +235,6 @@ def text(
     return Source([path], file.stream, transform, cut=file.pieces)
 
 
-def table(path: Path) -> Source:
-    """Stream a user's own table: Parquet, or CSV with a header line.
-
-    Raises:
-        DataError: there is no such file, or its ending is none of .parquet, .csv, .tsv.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no file {str(path)!r}")
-    endings = [suffix.lower() for suffix in path.suffixes]
-    if ".parquet" in endings or ".pq" in endings:
-        return parquet(path)
-    if ".csv" in endings or ".tsv" in endings:
-        return text(path, delimiter="\t" if ".tsv" in endings else ",")
-    raise DataError(f"{path.name}: the ending must be .parquet, .csv or .tsv")
-
-
 def require_columns(batch: pa.RecordBatch, names: Iterable[str], where: str) -> None:
     """Refuse a batch that lacks columns.
 

@@ -79,7 +79,7 @@ class TextFile:
             return None
         whole = self
         if self.names is None or set(self.names) - set(self.types):
-            kinds = self._kinds()
+            kinds = self.kinds()
             whole = replace(self, names=list(kinds), types=kinds)
         with self.path.open("rb") as file:
             header, line, total = 0, b"", self.path.stat().st_size
@@ -93,7 +93,7 @@ class TextFile:
                 start = file.tell()
         return found
 
-    def _kinds(self) -> dict[str, pa.DataType]:
+    def kinds(self) -> dict[str, pa.DataType]:
         """Names and types of all columns: the first block decides, as it does in a stream."""
         try:
             with self._open() as reader:

@@ -10,10 +10,15 @@ from featemb.build import embedding
 from featemb.checkpoint import Checkpoint
 from featemb.compress import compress
 from featemb.config import names as _names
+from featemb.conversion.files import load_converted, save_converted
+from featemb.conversion.report import Conversion, conversion
+from featemb.convert import convert
+from featemb.delta import Delta, apply_delta, delta
 from featemb.errors import (
     BudgetError,
     ConfigError,
     DataError,
+    ExportError,
     FeatembError,
     FormatError,
     IdError,
@@ -23,8 +28,9 @@ from featemb.errors import (
     StorageError,
 )
 from featemb.evaluator import Evaluator
+from featemb.export import export, load
 from featemb.fit import fit
-from featemb.frozen import FrozenEmbedding, load
+from featemb.frozen import FrozenEmbedding
 from featemb.history import History
 from featemb.ids import Jagged
 from featemb.layer import FeatureEmbedding, MethodConfig, PartsEmbedding, RowEmbedding
@@ -32,6 +38,7 @@ from featemb.memory import Memory
 from featemb.placement import Devices, Placement, place
 from featemb.plan import plan
 from featemb.schema import Feature, Schema
+from featemb.served import Served, serve
 from featemb.spec import Spec, parse
 from featemb.stage import Stage
 
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from featemb import benchmarks as benchmarks
     from featemb import datasets as datasets
     from featemb import models as models
+    from featemb import torchrec as torchrec
 
 __version__ = "0.1.0"
 
@@ -46,9 +54,12 @@ __all__ = [
     "BudgetError",
     "Checkpoint",
     "ConfigError",
+    "Conversion",
     "DataError",
+    "Delta",
     "Devices",
     "Evaluator",
+    "ExportError",
     "FeatembError",
     "Feature",
     "FeatureEmbedding",
@@ -65,25 +76,34 @@ __all__ = [
     "RunError",
     "Schema",
     "SchemaError",
+    "Served",
     "Spec",
     "Stage",
     "Stopped",
     "StorageError",
+    "apply_delta",
     "check",
     "codecs",
     "compress",
+    "conversion",
+    "convert",
+    "delta",
     "embedding",
+    "export",
     "fit",
     "load",
+    "load_converted",
     "methods",
     "optim",
     "parse",
     "place",
     "plan",
+    "save_converted",
+    "serve",
     "staging",
 ]
 
-_LAZY = ("benchmarks", "datasets", "models")
+_LAZY = ("benchmarks", "datasets", "models", "torchrec")
 
 
 def methods() -> list[str]:

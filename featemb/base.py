@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featemb.ids import Jagged, feature_index, parse
+from featemb.ids import Jagged, parse
 from featemb.parts.base import Source
-from featemb.pooling import lay_out, pool_bags
+from featemb.pooling import feature_of_values, lay_out, pool_bags
 from featemb.schema import Schema
 
 
@@ -44,7 +44,7 @@ class EmbeddingBase(nn.Module):
 
     def forward_bags(self, ids: Jagged) -> Tensor:
         """Return ``[B, F, D]`` for feature-major bags; each feature pools by its own rule."""
-        feature = feature_index(ids.lengths, self.schema.num_features)
+        feature = feature_of_values(ids, self.schema.num_features)
         return pool_bags(self.lookup(ids.values, feature), ids.lengths, self.schema)
 
     def forward(self, ids: Any) -> Tensor:

@@ -30,6 +30,10 @@ class FormatError(FeatembError, ValueError):
     """A saved file is corrupt, truncated or of an unknown format version."""
 
 
+class ExportError(FeatembError, RuntimeError):
+    """A layer or model cannot be exported to a target, or its outputs there differ."""
+
+
 class RunError(FeatembError, RuntimeError):
     """A benchmark run or run folder is unusable."""
 

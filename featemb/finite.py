@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,18 @@ from torch import Tensor, nn
 class Losses:
     """Losses of the steps since the last evaluation, as they lie on the device.
 
+    Args:
+        model: where it is trained by several processes (it has ``mean_of_ranks``), each has the
+            losses of its own rows, and the means are those of all.
+
     Attributes:
         values: one scalar a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.values: list[Tensor] = []
         self._seen = 0
+        self._of_all: Callable[[Tensor], Tensor] = getattr(model, "mean_of_ranks", Tensor.detach)
 
     def first_bad(self) -> tuple[int, float] | None:
         """Look at the losses since the last look; return the first that is not finite.
@@ -36,7 +42,7 @@ class Losses:
 
     def mean(self) -> float:
         """Return their mean."""
-        return float(torch.stack(self.values).mean())
+        return float(self._of_all(torch.stack(self.values)).mean())
 
     def clear(self) -> None:
         """Forget them."""
@@ -44,7 +50,7 @@ class Losses:
 
     def state(self) -> Tensor | None:
         """Return what a checkpoint keeps."""
-        return torch.stack(self.values) if self.values else None
+        return self._of_all(torch.stack(self.values)) if self.values else None
 
     def restore(self, state: Tensor | None) -> None:
         """Take what `state` gave."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featemb import package
+from featemb import kinds, package
 from featemb.base import SourceEmbedding
 from featemb.config import discover
 from featemb.errors import FormatError
@@ -106,3 +106,13 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Fr
     """
     header, tensors = package.read(path, "embedding")
     return FrozenEmbedding.rebuild(header, tensors).to(device).eval()
+
+
+kinds.register(
+    kinds.Kind(
+        "embedding",
+        lambda module: isinstance(module, FrozenEmbedding),
+        FrozenEmbedding.describe,
+        lambda tree, tensors: FrozenEmbedding.rebuild(tree, tensors).eval(),
+    )
+)

@@ -59,7 +59,7 @@ class Loop:
         self.optimizers: Optimizers = []
         self.held_out: Optimizers = []
         self.states: list[dict[str, Any]] | None = None
-        self.losses = Losses()
+        self.losses = Losses(model)
         self.facts: dict[str, Any] | None = None  # of the last step, where it was before a resume
         self.step_times: list[float] = []
         if not self._resume() and staging.rewinds(model):

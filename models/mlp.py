@@ -14,8 +14,12 @@ def linear(
     inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True
 ) -> nn.Linear:
     """Make a linear layer: Xavier-uniform weights (Glorot and Bengio, 2010), zero bias."""
-    # made empty: nn.Linear's own initial values would draw from torch's global generator
-    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    # made empty: nn.Linear's own initial values would draw from torch's global generator; and not
+    # by to_empty, which imports sympy: 40 MB in a process that only serves
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
+    if bias:
+        layer.bias = nn.Parameter(torch.empty(outputs))
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     if bias:
         nn.init.zeros_(layer.bias)

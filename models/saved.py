@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from featemb import package
+from featemb import kinds, package
 from featemb.errors import ConfigError, FormatError
 from featemb.frozen import FrozenEmbedding
 from featemb.layer import FeatureEmbedding
@@ -35,19 +35,24 @@ def save(net: CTRModel, path: str | os.PathLike[str]) -> None:
     for layer in layers.values():
         if not isinstance(layer, FrozenEmbedding):
             raise ConfigError(f"{net.name}: a model in training is not saved; freeze() it first")
-    header = {
-        "kind": "model",
+    package.write(path, {"kind": "model", **describe(net)}, net.state_dict())
+
+
+def describe(net: CTRModel) -> dict[str, Any]:
+    """Return all of a served model but its tensors, JSON-able: what `rebuild` makes it from."""
+    return {
         "model": net.name,
         "config": net.config.to_dict(),
         "numeric": net.numeric,
         "built_widths": net.built_widths,
-        "layers": {name: cast(FrozenEmbedding, layer).describe() for name, layer in layers.items()},
+        "layers": {
+            name: cast(FrozenEmbedding, layer).describe() for name, layer in _layers(net).items()
+        },
     }
-    package.write(path, header, net.state_dict())
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CTRModel:
-    """Read a model that `save` wrote, in eval mode.
+    """Read a model that `save` wrote, or that was exported to a safetensors package.
 
     Raises:
         FormatError: the file is missing, not of this format, of a newer version, corrupt, holds a
@@ -55,22 +60,32 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> CT
     """
     header, tensors = package.read(path, "model")
     try:
+        return rebuild(header, package.own(tensors)).to(device)
+    except FormatError as error:
+        raise FormatError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def rebuild(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CTRModel:
+    """Make a model from `describe`'s tree and tensors named as in its state dict.
+
+    Raises:
+        FormatError: the model is not known here, or its tensors do not fit.
+    """
+    try:
         net = _outline(header)
         layers = {
             name: FrozenEmbedding.rebuild(tree, tensors, f"{name}.")
             for name, tree in header["layers"].items()
         }
     except (ConfigError, KeyError, TypeError) as error:
-        raise FormatError(
-            f"{os.fspath(path)!r} holds a model that is not known: {error}"
-        ) from error
+        raise FormatError(f"the file holds a model that is not known: {error}") from error
     for name, layer in layers.items():
         setattr(net, name, layer)
     widths = net.embedding.widths
     if widths != net.built_widths and not net.keep_widths(widths):
-        raise FormatError(f"{os.fspath(path)!r}: {net.name} cannot read vectors of {widths}")
-    _fill(net, tensors, path)
-    return net.to(device).eval().requires_grad_(False)
+        raise FormatError(f"{net.name} cannot read vectors of {widths}")
+    _fill(net, tensors)
+    return net.eval().requires_grad_(False)
 
 
 def _layers(net: CTRModel) -> dict[str, nn.Module]:
@@ -99,14 +114,24 @@ def _outline(header: Mapping[str, Any]) -> CTRModel:
     return model(context, model.config_class(**header["config"]))
 
 
-def _fill(net: CTRModel, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def _fill(net: CTRModel, tensors: Mapping[str, Tensor]) -> None:
     own = net.state_dict()
     for name in sorted(set(own) ^ set(tensors)):
-        raise FormatError(f"{os.fspath(path)!r}: tensor {name!r} is not that of {net.name}")
+        raise FormatError(f"tensor {name!r} is not that of {net.name}")
     for name, one in own.items():
         if one.shape != tensors[name].shape or one.dtype != tensors[name].dtype:
             raise FormatError(
-                f"{os.fspath(path)!r}: tensor {name!r} is {tensors[name].dtype} "
+                f"tensor {name!r} is {tensors[name].dtype} "
                 f"{list(tensors[name].shape)}, {net.name} has {one.dtype} {list(one.shape)}"
             )
     net.load_state_dict(tensors)
+
+
+kinds.register(
+    kinds.Kind(
+        "model",
+        lambda module: isinstance(module, CTRModel),
+        describe,
+        rebuild,
+    )
+)

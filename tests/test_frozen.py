@@ -84,7 +84,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         fe.embedding(SCHEMA, "full").freeze().save(tmp_path / "none" / "x")
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 4])
 def test_other_formats_are_refused(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

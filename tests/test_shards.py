@@ -15,14 +15,16 @@ import pytest
 import torch
 
 from featemb.benchmarks.speed import criteo_text
-from featemb.datasets import Column, Dataset, Hashing, Recipe, SplitRule, load
+from featemb.cli import main
+from featemb.datasets import Column, Dataset, Hashing, Recipe, SplitRule, encode, load
 from featemb.datasets.bulk.encode import encode_shards
 from featemb.datasets.bulk.limits import limits
 from featemb.datasets.cache import encoded
 from featemb.datasets.recipe import PARTS
 from featemb.datasets.registry import find
 from featemb.datasets.shard_index import Index, read_index, verify
-from featemb.datasets.source import Source, table
+from featemb.datasets.source import Source
+from featemb.datasets.tables import table, tables
 from featemb.errors import DataError
 
 ROWS = 1500
@@ -251,3 +253,81 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         read_index(tmp_path / "out")
     with pytest.raises(DataError, match="holds no encoded shards"):
         read_index(tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("ending", ["parquet", "csv", "tsv"])
+def test_several_files_are_one_table(tmp_path: Path, frame: pd.DataFrame, ending: str) -> None:
+    frame["price"] = frame.price.fillna(0.0)
+    halves = [frame.iloc[:700], frame.iloc[700:]]
+    paths = [tmp_path / f"day{n}.{ending}" for n in (0, 1)]
+    whole = tmp_path / f"whole.{ending}"
+    for part, path in zip([*halves, frame], [*paths, whole], strict=True):
+        if ending == "parquet":
+            part.to_parquet(path, index=False)
+        else:
+            part.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
+    index = encode(paths, tmp_path / "out", recipe=own(), workers=2, memory="2GB")
+    assert index.fingerprint == load(whole, recipe=own()).fingerprint
+    assert index.meta["source"] == [path.name for path in paths]
+
+
+def test_files_that_make_no_table_are_refused(tmp_path: Path, frame: pd.DataFrame) -> None:
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet is parquet, a\.csv is csv"):
+        tables([tmp_path / "a.csv", tmp_path / "b.parquet"])
+    with pytest.raises(DataError, match="given twice"):
+        tables([tmp_path / "a.csv", tmp_path / "a.csv"])
+    with pytest.raises(DataError, match="at least one file"):
+        tables([])
+    with pytest.raises(DataError, match="there is no file"):
+        tables([tmp_path / "a.csv", tmp_path / "c.csv"])
+    frame.assign(user="text").to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(DataError, match=r"c\.csv, line 2: .*'text'"):
+        encode([tmp_path / "a.csv", tmp_path / "c.csv"], tmp_path / "out", recipe=own())
+
+
+def test_several_values_in_a_cell_are_refused(tmp_path: Path, frame: pd.DataFrame) -> None:
+    frame.assign(city="a|" + frame.city).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"columns \['city'\] are multi-valued"):
+        encode(tmp_path / "t.parquet", tmp_path / "out", label="click")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_names_and_options_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'criteo'"):
+        encode("critio", tmp_path / "out")
+    with pytest.raises(DataError, match="has its own protocol"):
+        encode("criteo", tmp_path / "out", label="label")
+    with pytest.raises(DataError, match="unknown option 'mincount'"):
+        encode("criteo", tmp_path / "out", mincount=3)
+    with pytest.raises(DataError, match="made by a function"):
+        encode("synthetic", tmp_path / "out")
+    with pytest.raises(DataError, match=r"found none of train\.txt"):
+        encode("criteo", tmp_path / "out", root=tmp_path)
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = criteo(tmp_path), tmp_path / "out"
+    settings = ["--root", path, "--workers", "1", "--set", "min_count=2"]
+    assert call("data", "encode", "criteo", "--out", out, *settings) == 0
+    shown = capsys.readouterr().out
+    assert "train 1,200 in 1, valid 150 in 1, test 150 in 1" in shown
+    assert read_index(out).fingerprint[:16] in shown
+    assert call("data", "check", out) == 0
+    assert "match their checksums" in capsys.readouterr().out
+    file = next(out.glob("shards/train-*.ids.npy"))
+    file.write_bytes(file.read_bytes()[:-2] + b"xx")
+    assert call("data", "check", out) == 2
+    assert "train-00000.ids.npy does not match its checksum" in capsys.readouterr().err
+    assert call("data", "encode", "criteo", "--out", tmp_path / "h", *settings, "--hash") == 0
+    assert "hashed to 63 bits" in capsys.readouterr().out
+    assert call("data", "encode", "criteo", "--out", tmp_path / "i", "--hash-size", "9") == 2
+    assert "need --hash" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from featemb.datasets.bulk import encode as encoding
 from featemb.datasets.bulk.encode import encode_shards
 from featemb.datasets.registry import find
 from featemb.datasets.shard_index import Index
-from featemb.datasets.source import table
+from featemb.datasets.tables import table
 from featemb.datasets.textfile import TextFile
 from featemb.errors import DataError
 
@@ -201,19 +201,23 @@ def start(path: Path, workers: int, limit: int = 0) -> subprocess.Popen[str]:
     ("workers", "limit", "file"), [(1, 9_000, "blocks"), (2, 60_000, "shards")]
 )
 def test_a_full_disk_is_told_and_nothing_is_lost(
-    path: Path, workers: int, limit: int, file: str
+    path: Path, workers: int, limit: int, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encoding, "STRETCH_ROWS", 900)
     process = start(path, workers, limit)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert re.search(f"DataError: cannot write '.*/{file}/", errors)
     assert "File too large" in errors
     assert not (path.parent / "out").exists()
+    done = len(list((path.parent / "out.partial" / "done").iterdir()))
+    assert done > 4 or limit < 60_000
     encode(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
-def test_a_killed_encoding_goes_on(path: Path) -> None:
+def test_a_killed_encoding_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "STRETCH_ROWS", 900)
     process = start(path, workers=2)
     assert process.stdout is not None
     for line in process.stdout:

@@ -92,7 +92,9 @@ def parse(work: Work, number: int, piece: Piece) -> dict[str, Any]:
         files[work.words(name)] = put_lists(work.words(name), words)
         sizes = [len(words[key]) for key in work.keys]
         weights = [words[key].nbytes for key in work.keys]
-        blocks.append({"name": name, "rows": batch.num_rows, "words": sizes, "bytes": weights})
+        kinds = [str(words[key].type) for key in work.keys]
+        block = {"name": name, "rows": batch.num_rows, "words": sizes, "bytes": weights}
+        blocks.append(block | {"kinds": kinds})
         row += batch.num_rows
     return {"blocks": blocks, "files": work.seals(files)}
 

@@ -33,7 +33,7 @@ from featemb.datasets.splitting import Parts, assign
 from featemb.datasets.vocabulary import Moments
 from featemb.errors import DataError
 
-STRETCH_ROWS = 1 << 20  # source rows of a shard
+STRETCH_ROWS = 1 << 19  # source rows of a shard
 Report = Callable[[str, int, int | None], None]
 
 
@@ -287,4 +287,5 @@ class _Job:
             "fingerprint": fingerprint(schema, digests),
             "splits": self.splits,
             "vocabulary": dict(zip(schema.names, vocabularies, strict=False)),
+            "kinds": dict(zip(schema.names, self.blocks[0]["kinds"], strict=False)),
         }

@@ -125,7 +125,7 @@ def _ids_of_words(
 ) -> npt.NDArray[Any]:
     """Ids by code; code 0 is missing: id 0, and -1 as a user."""
     if key != USERS and work.recipe.hashing is not None:
-        ids: npt.NDArray[Any] = work.recipe.hashing.ids(get_list(work.words(block), key))
+        ids: npt.NDArray[Any] = work.recipe.hashing.ids(get_list(work.words(block), key), int(key))
     else:
         kind = np.dtype(meaning.kinds[key])
         start, count = stretch.words[key][place]
