@@ -21,14 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from featemb import models
-from featemb.benchmarks import records, sources, stats
+from featemb.benchmarks import exporting, records, sources, stats
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import predict
 from featemb.benchmarks.metrics import auc_interval
-from featemb.benchmarks.run import MODEL
 from featemb.datasets import Dataset
-from featemb.errors import ConfigError, DataError, FormatError, RunError
+from featemb.errors import ConfigError, DataError, FormatError
+from featemb.export import Artefact, export, load
 from featemb.schema import Schema
 
 Floats = npt.NDArray[np.float64]
@@ -91,11 +90,13 @@ def measure(scorer: Scorer, before: nn.Module, after: nn.Module) -> Measured:
     )
 
 
-def of_run(folder: Path, data: str | None, options: Mapping[str, Any], score: bool) -> Subject:
-    """Read the model that a run kept (``--save-model``), and its data set.
+def of_run(run: Path, data: str | None, options: Mapping[str, Any], score: bool) -> Subject:
+    """Read the model that a run kept (``--save-model``), and its data set; or a package alone.
+
+    The converted model is saved as a package, with what encodes raw rows where there was such.
 
     Args:
-        folder: of the run.
+        run: folder of the run, or a safetensors package of a model.
         data: the table that the run was trained on, where its data set is no registered one.
         options: where the data lie, as for `featemb.datasets.load`.
         score: whether data are wanted.
@@ -103,28 +104,36 @@ def of_run(folder: Path, data: str | None, options: Mapping[str, Any], score: bo
     Raises:
         RunError: the folder holds no finished run with its model.
         DataError: the data are missing, or others than those of the run.
+        FormatError: a file is corrupt, or holds no model.
     """
-    record = records.read(folder)
-    if not (folder / MODEL).is_file():
-        raise RunError(f"{folder} keeps no {MODEL}: train with --save-model")
-    model = models.load(folder / MODEL)
+    file = exporting.model_file(run)
+    found = load(file)
+    model = found.module if isinstance(found, Artefact) else found
+    if not isinstance(model, nn.Module):
+        raise FormatError(f"{os.fspath(file)!r} is exported already: convert its safetensors file")
     schema, scorer = None, None
-    if score:
+    if score and run.is_dir():
+        record = records.read(run)
         dataset = _data_of(record, data, options)
-        schema, batch = dataset.schema, record["config"]["eval_batch_size"]
-        split = dataset.splits["test"]
+        schema, scorer = dataset.schema, _of_split(dataset, record["config"]["eval_batch_size"])
 
-        def score_split(net: nn.Module) -> tuple[Floats, Floats]:
-            found = predict(net, split, batch, torch.device("cpu"))
-            return split.label.numpy().astype(np.float64), found.astype(np.float64)
+    def save(made: nn.Module, path: Path) -> None:
+        more: dict[str, Any] = {}
+        if isinstance(found, Artefact):
+            more = {"encoder": found.encoder, "about": found.manifest["about"]}
+        export(made, path, examples=exporting.read_rows(file.parent), **more)
 
-        scorer = score_split
-    return Subject(model, schema, scorer, _save_run)
+    return Subject(model, schema, scorer, save)
 
 
-def _save_run(model: nn.Module, path: Path) -> None:
-    assert isinstance(model, models.CTRModel)
-    models.save(model, path)
+def _of_split(dataset: Dataset, batch_size: int) -> Scorer:
+    split = dataset.splits["test"]
+
+    def score(net: nn.Module) -> tuple[Floats, Floats]:
+        found = predict(net, split, batch_size, torch.device("cpu"))
+        return split.label.numpy().astype(np.float64), found.astype(np.float64)
+
+    return score
 
 
 def _data_of(record: Mapping[str, Any], data: str | None, options: Mapping[str, Any]) -> Dataset:

@@ -149,6 +149,9 @@ def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path: Path) -> N
         path.write_bytes(damaged)
         with pytest.raises(fe.FormatError):
             fe.load_converted(path, wide())
+    path.write_bytes(data)
+    with pytest.raises(fe.FormatError, match=r"featemb.load_converted reads it"):
+        fe.load(path)
     path.write_bytes(data[:-100])
     with pytest.raises(fe.FormatError):
         fe.load_converted(path, wide())
@@ -264,7 +267,7 @@ def test_a_factory_on_the_command_line(
 
 def test_wrong_factories_are_told(factory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = factory.name
-    assert "neither the folder of a run nor a factory" in refused(capsys, name)
+    assert "neither a run's folder, nor a package, nor a factory" in refused(capsys, name)
     assert "cannot import 'no_such_place'" in refused(capsys, "no_such_place:build")
     assert "no function 'made'" in refused(capsys, f"{name}:made")
     assert "must return a torch.nn.Module, got int" in refused(capsys, f"{name}:nothing")
@@ -327,4 +330,4 @@ def test_a_run_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "neither a data set nor a file" in refused(capsys, folder, "--data", "nowhere.csv")
     assert "belong to a factory" in refused(capsys, folder, "--weights", "x.pt")
     (folder / "model.safetensors").unlink()
-    assert "train with --save-model" in refused(capsys, folder)
+    assert "train it with --save-model" in refused(capsys, folder)

@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     model: str = typer.Argument(
-        ..., help="Folder of a run with --save-model, or a factory as 'package.module:function'."
+        ...,
+        help="Folder of a run with --save-model, a safetensors package, or a factory as "
+        "'package.module:function'.",
     ),
     weights: Path | None = typer.Option(
         None, help="The factory's weights: .safetensors, or a state dict of torch."
@@ -92,13 +94,14 @@ def _subject(
     from featemb.conversion.files import save_converted
 
     data, label = given
-    if Path(model).is_dir():
+    if Path(model).exists():
         if weights is not None or label is not None:
             raise ConfigError("--weights and --label belong to a factory; a run has its own")
         return conversion.of_run(Path(model), data, options, auc)
     if ":" not in model:
         raise ConfigError(
-            f"{model!r} is neither the folder of a run nor a factory 'package.module:function'"
+            f"{model!r} is neither a run's folder, nor a package, nor a factory "
+            "'package.module:function'"
         )
     return conversion.of_factory(model, weights, data, label, save_converted)
 
