@@ -2,7 +2,7 @@
 # with any of them. `make PYTHON=/path/to/python3.12 setup` picks another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup links demo test lint format types docs clean
+.PHONY: help setup links demo test gpu lint format types docs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -12,6 +12,7 @@ STAMP := $(VENV)/.featemb-setup
 PINS := $(wildcard requirements/*.txt)
 WORKERS ?= 2
 PYTEST_ARGS ?=
+GPU_PYTHON ?=
 PARTS := models datasets benchmarks
 LINK = for part in $(PARTS); do ln -sfn ../$$part featemb/$$part; done
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -50,6 +51,9 @@ demo: setup  ## train a handful of methods on the packaged data set and write ru
 
 test: setup  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+gpu: $(if $(GPU_PYTHON),links,setup)  ## run the tests that need a CUDA device and write gpu.json
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m featemb.benchmarks.gpu_check --out gpu.json $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

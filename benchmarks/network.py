@@ -12,8 +12,8 @@ from featemb.models import CTRModel
 from featemb.schema import Schema
 
 
-def build_network(config: RunConfig, schema: Schema) -> CTRModel:
-    """Build a run's model on its device.
+def build_network(config: RunConfig, schema: Schema, device: str | None = None) -> CTRModel:
+    """Build a run's model on its device, or on another ("meta": without memory).
 
     A ratio applies to every embedding layer of the model: the main one and its companions
     (first-order weights of width 1). A byte budget B is split by the layers' widths: the main
@@ -33,7 +33,7 @@ def build_network(config: RunConfig, schema: Schema) -> CTRModel:
         ratio=config.ratio,
         budget=share,
         seed=config.seed,
-        device=config.device,
+        device=device or config.device,
     )
     net = models.build(config.model, embedding=layer, seed=config.seed, **dict(config.model_config))
     _check_size(net, config)

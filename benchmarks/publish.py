@@ -4,6 +4,7 @@ A page holds ``<!-- results NAME -->`` and ``<!-- end -->``; what lies between i
 
 - ``table DATA MODEL SIZE``, such as ``table ml1m dcnv2 10x``: every method at a size;
 - ``card METHOD``: what was measured of a method, its floors and its costs;
+- ``curves DATA MODEL``: differences to the full table over sizes;
 - ``choices DATA``: the settings that equal tuning chose.
 
 Run ``python -m featemb.benchmarks.publish RUNS PAGE... --costs FILE``.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from featemb.benchmarks.published import Published
 from featemb.benchmarks.published_cards import card
-from featemb.benchmarks.published_tables import choices, table
+from featemb.benchmarks.published_tables import choices, curves, table
 from featemb.errors import ConfigError
 from featemb.files import replacing
 
@@ -27,6 +28,7 @@ KINDS: dict[str, tuple[int, Callable[..., str]]] = {
     "table": (3, table),
     "card": (1, card),
     "choices": (1, choices),
+    "curves": (2, curves),
 }
 
 

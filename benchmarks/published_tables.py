@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean
 
 from featemb.benchmarks.published import Cost, Published
 from featemb.benchmarks.report import Row
@@ -11,6 +12,7 @@ from featemb.errors import ConfigError
 
 _HEAD = ("method", "bytes", "ratio", "test AUC", "to full", "p", "to hash", "p", "training bytes")
 _COSTS = ("step", "lookup")
+_SEVERAL = 3  # sizes that make a curve
 
 
 def table(found: Published, data: str, model: str, size: str) -> str:
@@ -105,6 +107,41 @@ def _score(trial: dict[str, object], chosen: object) -> str:
     if not isinstance(auc, float):
         return "failed"
     return f"**{auc:.4f}**" if trial["values"] == chosen else f"{auc:.4f}"
+
+
+def curves(found: Published, data: str, model: str) -> str:
+    """Return the paired differences to the full table over sizes, of methods measured at several.
+
+    Raises:
+        ConfigError: no method has runs at three sizes or more.
+    """
+    rows = [row for row in found.select(data, model) if row.asked != "-" and not row.is_full]
+    by_method: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, {})[row.asked] = row
+    several = {name: one for name, one in by_method.items() if len(one) >= _SEVERAL}
+    if not several:
+        raise ConfigError(f"no method has {_SEVERAL} sizes of {model} on {data}")
+    sizes = sorted({size for one in several.values() for size in one}, key=_number)
+    best = {name: fmean(row.auc.value for row in one.values()) for name, one in several.items()}
+    methods = sorted(several, key=lambda name: -best[name])
+    lines = [_line(("method", *sizes)), _line("---" for _ in range(1 + len(sizes)))]
+    for name in methods:
+        lines.append(_line((f"`{name}`", *(_change(several[name].get(size)) for size in sizes))))
+    return "\n".join(lines) + "\n"
+
+
+def _number(size: str) -> float:
+    return float(size.rstrip("x"))
+
+
+def _change(row: Row | None) -> str:
+    """Return a difference to full with half its interval; bold where no loss is shown."""
+    if row is None:
+        return ""
+    text, _ = against(row.to_full)
+    text = (text or f"AUC {row.auc.value:.4f}") + ("" if row.seeds > 1 else " †")
+    return text if row.verdict == "worse" else f"**{text}**"
 
 
 def _line(row: Iterable[str]) -> str:

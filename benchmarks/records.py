@@ -25,7 +25,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featemb.errors import RunError
+from featemb.checkpoint import Checkpoint
+from featemb.errors import RunError, StorageError
 from featemb.files import replacing
 
 FORMAT = 1
@@ -80,11 +81,31 @@ def write(
         curve: rows of ``curve.parquet``.
         predictions: columns of ``predictions.parquet``, or None for a failed run.
         more: writes further files into the folder that it is given.
+
+    Raises:
+        StorageError: the disk is full or not writable; what was there is as it was.
     """
     folder = Path(runs_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     name = str(record["run_id"])
-    private = Path(tempfile.mkdtemp(dir=folder, prefix=f".tmp-{name}-"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(dir=folder, prefix=f".tmp-{name}-"))
+        return _write(private, record, curve, predictions, more)
+    except OSError as error:
+        raise StorageError(
+            f"the record {os.fspath(folder / name)!r} could not be written ({error}); make space "
+            "and start the same again: with a checkpoint it goes on from there"
+        ) from error
+
+
+def _write(
+    private: Path,
+    record: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, Any] | None,
+    more: Callable[[Path], None] | None,
+) -> Path:
+    """Write the files to a private folder, and move it to its place."""
     try:
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (private / "run.json").write_text(text + "\n", encoding="utf8")
@@ -100,7 +121,7 @@ def write(
         for path in private.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        return _move(private, folder / name)
+        return _move(private, private.parent / str(record["run_id"]))
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
@@ -140,16 +161,24 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def checkpoint(runs_dir: str | os.PathLike[str], name: str) -> Path:
-    """Return the place of a run's checkpoint; call it under the run's `lock`.
+def checkpoint(
+    runs_dir: str | os.PathLike[str], name: str, minutes: float | None = None, keep: int = 1
+) -> Checkpoint:
+    """Return a run's checkpoint; call it under the run's `lock`.
 
     Files that a killed process had half written there are removed.
+
+    Args:
+        runs_dir: folder of the runs.
+        name: the run's id.
+        minutes: as `featemb.Checkpoint`.
+        keep: as `featemb.Checkpoint`.
     """
     folder = Path(runs_dir) / ".checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f".{name}.pt.*"):
         stale.unlink()
-    return folder / f"{name}.pt"
+    return Checkpoint(folder / f"{name}.pt", minutes, keep)
 
 
 def status(runs_dir: str | os.PathLike[str], name: str) -> str | None:

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from featemb import models, staging
-from featemb.benchmarks import environment, records, sources
+from featemb import staging
+from featemb.benchmarks import environment, exporting, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
 from featemb.benchmarks.network import build_network, full_bytes
 from featemb.benchmarks.progress import Quiet, Watcher
-from featemb.benchmarks.training import Trained, train
+from featemb.benchmarks.stopping import now
+from featemb.benchmarks.training import Alone, Trained
+from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset
-from featemb.errors import RunError
+from featemb.errors import FormatError, RunError, StorageError
 from featemb.memory import module_bytes
 from featemb.models import CTRModel
-
-MODEL = "model.safetensors"
 
 
 def run_id(config: RunConfig) -> str:
@@ -38,11 +38,14 @@ def run_one(
     progress: Watcher | None = None,
     checkpoint: bool = False,
     save_model: bool = False,
+    checkpoint_minutes: float | None = None,
+    keep_checkpoints: int = 1,
+    side: Alone | None = None,
 ) -> dict[str, Any]:
     """Train, freeze and test one network, and write its record.
 
-    An exception of any kind becomes a record with status "failed"; an interrupt passes through
-    and leaves nothing behind but the checkpoint.
+    An exception becomes a record with status "failed"; an interrupt, `Stopped` and a full disk
+    pass through and leave nothing behind but the checkpoint.
 
     Args:
         config: what to run.
@@ -51,41 +54,75 @@ def run_one(
         progress: told of start, evaluations and end.
         checkpoint: write all state of the training to ``.checkpoints/<run id>.pt`` in the folder of
             the runs after every evaluation, and go on from there where the file exists. It is
-            removed when the record is written.
-        save_model: write the served model to ``model.safetensors`` in the run's folder.
+            removed when the run has succeeded, or when it was no checkpoint of this run.
+        save_model: write the served model and some test rows into the run's folder, for export.
+        checkpoint_minutes: write it this often within an epoch too.
+        keep_checkpoints: how many are kept.
+        side: how several processes train together; an exception then passes through too, since
+            the checkpoint is what they go on from.
 
     Returns:
         The record, as in ``run.json``.
+
+    Raises:
+        StorageError: checkpoint or record cannot be written; the last checkpoint is whole.
     """
     watch = progress or Quiet()
     name = run_id(config)
     watch({"event": "start", "run_id": name})
     record = _frame(config, name)
     curve: list[dict[str, Any]] = []
-    answer: tuple[dict[str, Any], CTRModel] | None = None
-    state = records.checkpoint(runs_dir, name) if checkpoint else None
+    state = None
+    if checkpoint:
+        state = records.checkpoint(runs_dir, name, checkpoint_minutes, keep_checkpoints)
+    answer = _tried(config, record, curve, dataset, watch, state, side)
+    predictions, served, data = answer or (None, None, None)
+
+    def write_model(folder: Path) -> None:
+        if save_model and served is not None and data is not None:
+            exporting.save(served, data, record, folder)
+
+    with now().patient():
+        records.write(runs_dir, record, curve, predictions, write_model)
+        if state is not None and _is_spent(record):
+            (side or Alone()).clean(state)
+    if record["status"] == "failed" and config.device != "cpu":
+        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
+    watch({"event": "end", "run_id": name} | _verdict(record))
+    return record
+
+
+def _tried(
+    config: RunConfig,
+    record: dict[str, Any],
+    curve: list[dict[str, Any]],
+    dataset: Dataset | None,
+    watch: Watcher,
+    checkpoint: Checkpoint | None,
+    side: Alone | None,
+) -> tuple[dict[str, Any], CTRModel, Dataset] | None:
+    """`_run`, or None where it failed: then the record tells why."""
     try:
-        answer = _run(config, record, curve, dataset, watch, state)
-        record["status"] = "ok"
+        answer = _run(config, record, curve, dataset, watch, checkpoint, side or Alone())
+    except StorageError:  # the record of a failure would not be written either
+        raise
     except Exception as error:  # one run must not stop the others; it is told in the record
+        if side is not None:
+            raise
         record["error"] = {
             "type": type(error).__name__,
             "message": str(error),
             "traceback": _traceback(),
         }
-    predictions, served = answer or (None, None)
+        return None
+    record["status"] = "ok"
+    return answer
 
-    def write_model(folder: Path) -> None:
-        if save_model and served is not None:
-            models.save(served, folder / MODEL)
 
-    records.write(runs_dir, record, curve, predictions, write_model)
-    if state is not None:
-        state.unlink(missing_ok=True)
-    if record["status"] == "failed" and config.device != "cpu":
-        torch.cuda.empty_cache()  # memory that ran out here must not run out in the next run
-    watch({"event": "end", "run_id": name} | _verdict(record))
-    return record
+def _is_spent(record: dict[str, Any]) -> bool:
+    """Whether the checkpoint is of no more use: the run succeeded, or could not read it."""
+    error = record["error"]
+    return error is None or error["type"] == FormatError.__name__
 
 
 def _traceback() -> str:
@@ -115,9 +152,10 @@ def _run(
     curve: list[dict[str, Any]],
     dataset: Dataset | None,
     watch: Watcher,
-    checkpoint: Path | None,
-) -> tuple[dict[str, Any], CTRModel]:
-    """Fill a record and a curve; return the predictions of the test split and the served model."""
+    checkpoint: Checkpoint | None,
+    side: Alone,
+) -> tuple[dict[str, Any], CTRModel, Dataset]:
+    """Fill a record and a curve; return the test predictions, the served model and the data."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     record["device"] = environment.device(config.device)
@@ -138,8 +176,11 @@ def _run(
             event = {"event": "epoch", "run_id": record["run_id"], "epochs": config.epochs}
             watch(event | row)
 
-        trained = train(net, config, dataset, note, checkpoint)
+        net, trained = side.run(net, config, dataset, note, checkpoint)
     clock.lap("train")
+    if side.about:
+        record["distributed"] = dict(side.about)
+        config = config.at(device="cpu")
     frozen = net.freeze()
     environment.synchronize(config.device)
     clock.lap("freeze")
@@ -158,7 +199,7 @@ def _run(
     }
     record["training"] = _training(trained)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
-    return sources.predictions(splits["test"], score["test"]), frozen
+    return sources.predictions(splits["test"], score["test"]), frozen, dataset
 
 
 def _bytes(net: CTRModel, frozen: CTRModel, trained: Trained) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class _Events:
                     {"event": "end", "run_id": name, "message": "stopped early: below the median"}
                 )
                 if self.searcher.plan.checkpoint:
-                    records.checkpoint(self.searcher.folder, name).unlink(missing_ok=True)
+                    records.checkpoint(self.searcher.folder, name).remove()
                 raise _Stop
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from featemb.benchmarks import records, sources
+from featemb.benchmarks import records, sources, stopping
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.progress import Quiet, Watcher
 from featemb.benchmarks.run import run_id, run_one
-from featemb.errors import RunError
+from featemb.errors import RunError, Stopped
 
 _POLL_SECONDS = 0.5
 
@@ -29,6 +30,8 @@ def sweep(
     progress: Watcher | None = None,
     checkpoint: bool = False,
     save_model: bool = False,
+    checkpoint_minutes: float | None = None,
+    keep_checkpoints: int = 1,
 ) -> list[dict[str, Any]]:
     """Do the runs that a folder does not hold yet.
 
@@ -45,6 +48,8 @@ def sweep(
         progress: told of the runs' events.
         checkpoint: go on with runs that were under way (see `run_one`).
         save_model: keep the served models (see `run_one`).
+        checkpoint_minutes: as `run_one`.
+        keep_checkpoints: as `run_one`.
 
     Returns:
         The records of all these runs.
@@ -59,6 +64,7 @@ def sweep(
     watch = progress or Quiet()
     _load_data(config for name, config in todo.items() if not is_done(folder, name, retry_failed))
     options: dict[str, Any] = {"checkpoint": checkpoint, "save_model": save_model}
+    options |= {"checkpoint_minutes": checkpoint_minutes, "keep_checkpoints": keep_checkpoints}
     if jobs == 1:
         _work(todo, folder, retry_failed, watch, options)
     else:
@@ -169,7 +175,11 @@ def _worker(
 
     configs = (RunConfig.from_dict(one) for one in settings)
     todo = {run_id(config): config for config in configs}
-    _work(todo, Path(folder), retry_failed, send, options)
+    try:
+        with stopping.heard() if options["checkpoint"] else contextlib.nullcontext():
+            _work(todo, Path(folder), retry_failed, send, options)
+    except Stopped:
+        sys.exit(stopping.EXIT)
 
 
 def _relay(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from featemb.benchmarks import metrics
 from featemb.benchmarks.config import RunConfig
-from featemb.benchmarks.evaluation import predict, quick_scores
-from featemb.datasets import Dataset
+from featemb.benchmarks.evaluation import Scores, predict, quick_scores
+from featemb.benchmarks.stopping import now
+from featemb.checkpoint import Checkpoint
+from featemb.datasets import Dataset, Split
 from featemb.evaluator import Evaluator
 from featemb.fit import fit
 from featemb.history import Batch, History
@@ -42,21 +44,73 @@ class Trained:
     bytes: dict[str, int] = field(default_factory=dict)
 
 
+class Alone:
+    """How one process trains; `featemb.benchmarks.distributed.Ranks` is how several do.
+
+    Attributes:
+        about: what a run's record tells of it.
+    """
+
+    about: Mapping[str, Any] = MappingProxyType({})
+
+    def run(
+        self,
+        net: CTRModel,
+        config: RunConfig,
+        dataset: Dataset,
+        note: OnRecord,
+        checkpoint: Checkpoint | None,
+    ) -> tuple[CTRModel, Trained]:
+        """Train a network; return what is to be frozen."""
+        return net, train(net, config, dataset, note, checkpoint, self)
+
+    def clean(self, checkpoint: Checkpoint) -> None:
+        """Remove what a run went on from."""
+        checkpoint.remove()
+
+    def batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """Return this process's part of some batches."""
+        return batches
+
+    def predict(
+        self, net: nn.Module, split: Split, batch_size: int, device: torch.device
+    ) -> Scores:
+        """Return the probabilities of a split, of all its rows; `Stopped` is raised inside."""
+        with now().at_once():
+            return predict(net, split, batch_size, device)
+
+    def stop(self) -> bool:
+        """Whether training was told to end."""
+        return now().asked()
+
+    def training_parts(
+        self, net: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+    ) -> dict[str, int]:
+        """Return the embedding layers' bytes in training by part."""
+        assert isinstance(net, CTRModel)
+        return dict(net.memory(list(optimizers)).training_parts)
+
+
 def train(
-    net: CTRModel,
+    net: nn.Module,
     config: RunConfig,
     dataset: Dataset,
     on_record: OnRecord,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
+    side: Alone | None = None,
 ) -> Trained:
     """Train a network in place; it ends with the weights of the best validation AUC.
+
+    ``side`` says what this process does of it, where there are several.
 
     Raises:
         RunError: the loss is not finite.
         FormatError: the checkpoint is not one of this training.
+        StorageError: the checkpoint cannot be written.
+        Stopped: SIGTERM was heard (`featemb.benchmarks.stopping`).
     """
-    device = torch.device(config.device)
-    validation = Validation(net, config, dataset)
+    device, side = torch.device(config.device), side or Alone()
+    validation = Validation(net, config, dataset, side)
     curve: list[dict[str, Any]] = []
     most: dict[str, int] = {}
 
@@ -64,18 +118,19 @@ def train(
         nonlocal most
         if "logloss" not in record:  # a checkpoint's records have what was added to them
             record["logloss"] = validation.logloss
-            record["training_parts"] = dict(net.memory(list(optimizers)).training_parts)
         kept = {key: record[key] for key in ("stage", "epoch", "step", "seconds", "train_loss")}
         curve.append(kept | {"valid_auc": record["score"], "valid_logloss": record["logloss"]})
         most = max(most, record["training_parts"], key=lambda one: sum(one.values()))
         on_record(curve[-1])
 
     def batches(part: str) -> Callable[[int], Iterable[Batch]]:
-        return lambda epoch: dataset.splits[part].batches(
-            config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
+        return lambda epoch: side.batches(
+            dataset.splits[part].batches(
+                config.batch_size, shuffle=True, seed=config.seed, epoch=epoch, device=device
+            )
         )
 
-    with _watched_optimizers() as optimizers:
+    with _watched_optimizers(validation.optimizers), now().patient():
         history = fit(
             net,
             batches("train"),
@@ -83,6 +138,7 @@ def train(
             held_out=batches("valid"),
             on_record=note,
             checkpoint=checkpoint,
+            stop=side.stop,
             **{name: getattr(config, name) for name in _FIT},
         )
     return Trained(history, curve, most)
@@ -102,16 +158,26 @@ class Validation:
 
     Attributes:
         logloss: of the last network scored.
+        optimizers: those that have stepped.
     """
 
-    def __init__(self, net: CTRModel, config: RunConfig, dataset: Dataset) -> None:
+    def __init__(
+        self, net: nn.Module, config: RunConfig, dataset: Dataset, side: Alone | None = None
+    ) -> None:
         self._net, self._config, self._splits = net, config, dataset.splits
+        self._side = side or Alone()
         self.logloss = 0.0
+        self.optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the training bytes behind a step, while its gradients are there."""
+        return {"training_parts": self._side.training_parts(self._net, self.optimizers)}
 
     def __call__(self) -> float:
         """Return the AUC."""
         config, valid = self._config, self._splits["valid"]
-        score = predict(self._net, valid, config.eval_batch_size, torch.device(config.device))
+        device = torch.device(config.device)
+        score = self._side.predict(self._net, valid, config.eval_batch_size, device)
         auc, self.logloss = quick_scores(valid.label.numpy(), score)
         return auc
 
@@ -131,7 +197,8 @@ class Validation:
             )
             return islice(train, _CALIBRATION_BATCHES)
 
-        return Evaluator(self._net, valid, _auc, calibration).variants(count)
+        with now().at_once():
+            return Evaluator(self._net, valid, _auc, calibration).variants(count)
 
 
 def _auc(label: Tensor, logits: Tensor) -> float:
@@ -139,15 +206,14 @@ def _auc(label: Tensor, logits: Tensor) -> float:
 
 
 @contextmanager
-def _watched_optimizers() -> Iterator[weakref.WeakSet[torch.optim.Optimizer]]:
+def _watched_optimizers(seen: weakref.WeakSet[torch.optim.Optimizer]) -> Iterator[None]:
     """Gather the optimizers that step, so that the bytes of their state can be counted."""
-    seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         seen.add(optimizer)
 
     handle = register_optimizer_step_post_hook(note)
     try:
-        yield seen
+        yield
     finally:
         handle.remove()

@@ -6,10 +6,14 @@ if __name__ != "featemb.datasets":
         "third-party package named 'datasets', run python -P or from another folder."
     )
 
+from featemb.datasets.bulk.public import encode
 from featemb.datasets.dataset import Bag, Batch, Dataset, Split
+from featemb.datasets.encoding import Encoding
+from featemb.datasets.hashed import Hashing
 from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
+from featemb.datasets.shard_index import Index, Shard, read_index, verify
 from featemb.datasets.synthetic import synthetic
 
 __all__ = [
@@ -17,12 +21,19 @@ __all__ = [
     "Batch",
     "Column",
     "Dataset",
+    "Encoding",
+    "Hashing",
+    "Index",
     "Recipe",
+    "Shard",
     "Split",
     "SplitRule",
+    "encode",
     "find",
     "infer",
     "load",
     "names",
+    "read_index",
     "synthetic",
+    "verify",
 ]

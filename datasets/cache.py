@@ -94,7 +94,7 @@ def read(name: str, folder: Path) -> Dataset:
         raise DataError(f"{str(folder)!r} has format {document.get('format')!r}, not {FORMAT}")
     schema = Schema.from_json(json.dumps(document["schema"]))
     with np.load(folder / "counts.npz", allow_pickle=False) as counts:
-        schema = schema.with_counts({feature: counts[feature] for feature in schema.names})
+        schema = schema.with_counts({feature: counts[feature] for feature in counts.files})
     recipe = Recipe.from_json(json.dumps(document["recipe"]))
     splits = {part: _split(folder / f"{part}.parquet", schema, recipe) for part in PARTS}
     encoding = Encoding.read(folder, recipe, document["moments"])
@@ -110,7 +110,8 @@ def _split(path: Path, schema: Schema, recipe: Recipe) -> Split:
         numeric = torch.empty(rows, len(schema.numeric)) if schema.numeric else None
         user = None if recipe.user is None else torch.empty(rows, dtype=torch.int64)
         single = schema.single_valued
-        ids = torch.empty(rows, schema.num_features, dtype=torch.int32) if single else None
+        kind = torch.int32 if recipe.hashing is None else torch.int64
+        ids = torch.empty(rows, schema.num_features, dtype=kind) if single else None
         bags: list[list[tuple[Tensor, Tensor]]] = [[] for _ in schema.features]
         start = 0
         for batch in file.iter_batches():

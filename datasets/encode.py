@@ -74,18 +74,24 @@ Counts = dict[str, npt.NDArray[np.int64]]
 def _first_pass(source: Source, recipe: Recipe, parts: Parts) -> tuple[Encoding, Counts]:
     words = {column.name: Vocabulary() for column in recipe.categorical}
     moments = {column.name: Moments() for column in recipe.numeric}
+    kinds: dict[str, pa.DataType] = {}
     for batch, part in _with_parts(source, parts):
         needed = [*(column.name for column in recipe.columns), recipe.label]
         require_columns(batch, [*needed, *([recipe.user] if recipe.user else [])], "the table")
         train = batch.filter(pa.array(part == 0))
         for column in recipe.categorical:
-            words[column.name].add(cells(train, column)[0])
+            found = cells(train, column)[0]
+            kinds[column.name] = found.type
+            if recipe.hashing is None:
+                words[column.name].add(found)
         for column in recipe.numeric:
             moments[column.name].add(numbers(train, column))
-    closed = {c.name: words[c.name].close(recipe.threshold(c)) for c in recipe.categorical}
+    closed: dict[str, tuple[list[Any], npt.NDArray[np.int64]]] = {}
+    if recipe.hashing is None:
+        closed = {c.name: words[c.name].close(recipe.threshold(c)) for c in recipe.categorical}
     encoding = Encoding(
         recipe,
-        {name: pa.array(values) for name, (values, _) in closed.items()},
+        {c.name: pa.array(closed.get(c.name, ([],))[0], kinds[c.name]) for c in recipe.categorical},
         {name: moment.close() for name, moment in moments.items()},
     )
     return encoding, {name: counts for name, (_, counts) in closed.items()}
@@ -137,18 +143,20 @@ def _groups(values: pa.Array, groups: dict[Any, int]) -> pa.Array:
 def _describe(
     encoding: Encoding, counts: Counts, shards: Shards, meta: Mapping[str, Any], folder: Path
 ) -> None:
-    recipe = encoding.recipe
+    recipe, columns = encoding.recipe, encoding.recipe.categorical
+    hashing = recipe.hashing
+    sizes = {c.name: len(counts[c.name]) if hashing is None else hashing.size for c in columns}
     features = [
         Feature(
             c.name,
-            len(counts[c.name]),
+            sizes[c.name],
             multi=True,
             pooling=c.pooling,
             max_length=shards.longest.get(c.name) or None,
         )
         if c.multi
-        else Feature(c.name, len(counts[c.name]))
-        for c in recipe.categorical
+        else Feature(c.name, sizes[c.name])
+        for c in columns
     ]
     schema = Schema(features, [column.name for column in recipe.numeric])
     arrays: dict[str, Any] = dict(counts)

@@ -22,7 +22,10 @@ from featemb.datasets.dataset import Batch
 from featemb.datasets.recipe import Column, Recipe
 from featemb.datasets.vocabulary import cells, numbers
 from featemb.errors import DataError
+from featemb.export import Encoder, RawFeature, RawNumber
+from featemb.export.tokens import Cells
 from featemb.ids import Jagged
+from featemb.schema import Schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +40,7 @@ class Encoding:
     Attributes:
         recipe: the columns.
         values: known values of each categorical column: the value at position i has id i + 1; 0 is
-            missing or unknown.
+            missing or unknown. Where the recipe hashes, no values, of the right type.
         moments: mean and deviation of each numeric column after its transform.
     """
 
@@ -57,7 +60,11 @@ class Encoding:
 
     def _ids(self, batch: pa.RecordBatch, column: Column) -> pa.Array:
         values, lengths = cells(batch, column)
-        ids = _places(values, self.values[column.name])
+        if self.recipe.hashing is not None:
+            place = self.recipe.categorical.index(column)
+            ids = pa.array(self.recipe.hashing.ids(values, place))
+        else:
+            ids = _places(values, self.values[column.name])
         if lengths is None:
             return ids
         offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy())]).astype(np.int32)
@@ -99,6 +106,36 @@ class Encoding:
         values, lengths = zip(*map(_bag, columns), strict=True)
         return Jagged(torch.cat(values).long(), torch.cat(lengths))
 
+    def encoder(self, schema: Schema) -> Encoder:
+        """Return the same as tensors, to travel inside exported files.
+
+        Args:
+            schema: of the data set.
+
+        Raises:
+            ConfigError: two values of a vocabulary cannot be told apart when served.
+        """
+        features = [
+            RawFeature(
+                name=c.name,
+                cells=_cells(self.values[c.name]),
+                values=self.values[c.name],
+                multi=c.multi,
+                separator=c.separator,
+            )
+            for c in self.recipe.categorical
+        ]
+        numeric = [
+            RawNumber(
+                name=c.name,
+                transform=c.transform,
+                mean=self.moments[c.name][0],
+                deviation=self.moments[c.name][1],
+            )
+            for c in self.recipe.numeric
+        ]
+        return Encoder.of(schema, features, numeric)
+
     def save(self, folder: Path) -> None:
         """Write the values to ``vocabulary.arrow`` in a folder: a row, a list a column."""
         lists = {
@@ -122,6 +159,13 @@ class Encoding:
             name: table.column(name).combine_chunks().flatten() for name in table.column_names
         }
         return cls(recipe, values, {name: (one[0], one[1]) for name, one in moments.items()})
+
+
+def _cells(values: pa.Array) -> Cells:
+    """Return what the cells of a column hold; one without any value holds texts."""
+    if pa.types.is_integer(values.type):
+        return "integer"
+    return "float" if pa.types.is_floating(values.type) else "text"
 
 
 def _places(values: pa.Array, known: pa.Array) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from featemb.datasets.cache import encoded
 from featemb.datasets.dataset import Dataset
 from featemb.datasets.recipe import Column, Recipe, SplitRule
-from featemb.datasets.source import require_columns, table
+from featemb.datasets.source import Source, require_columns
+from featemb.datasets.tables import tables
 from featemb.errors import DataError, nearest
 
 # A number with more distinct values than this is a quantity, unless its name says id.
@@ -59,7 +60,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def infer(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     label: str,
     *,
     min_count: int = 2,
@@ -78,7 +79,7 @@ def infer(
     fraction. Every column keeps the reason as a note.
 
     Args:
-        path: a Parquet, CSV or TSV file.
+        path: a Parquet, CSV or TSV file, or several that make one table.
         label: column of the label.
         min_count: values seen less often in training are unknown.
         user: column that groups rows for gAUC.
@@ -96,12 +97,14 @@ def infer(
     split, separators = split or SplitRule(), dict(separators or {})
     looks: dict[str, _Look] = {}
     named = [name for name in (label, user, split.column) if name is not None]
-    for batch in table(Path(path)).batches():
-        require_columns(batch, [*named, *separators], Path(path).name)
+    source = tables(path)
+    where = ", ".join(file.name for file in source.files)
+    for batch in source.batches():
+        require_columns(batch, [*named, *separators], where)
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             looks.setdefault(name, _Look(column.type)).add(column)
     if not looks:
-        raise DataError(f"{Path(path).name} has no rows")
+        raise DataError(f"{where} has no rows")
     columns, dropped = [], {}
     for name, look in looks.items():
         if name == label:
@@ -184,30 +187,48 @@ def own_table(
     Raises:
         DataError: the file is missing, nothing says what the label is, or an option does not fit.
     """
-    source = table(path)
+    source, recipe, meta = described(path, schema, label, recipe, options)
+    return encoded(path.stem, source, recipe, cache, meta)
+
+
+def described(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    schema: str | os.PathLike[str] | None,
+    label: str | None,
+    recipe: Recipe | None,
+    options: Mapping[str, Any],
+) -> tuple[Source, Recipe, dict[str, Any]]:
+    """Return source, recipe and facts of a user's own table, of one file or several.
+
+    Raises:
+        DataError: as `own_table`.
+    """
+    source = tables(path)
+    names = [file.name for file in source.files]
+    name = ", ".join(names)
     allowed = list(inspect.signature(infer).parameters)[2:]
     for option in options:
         if option not in allowed:
-            raise DataError(f"{path.name}: unknown option {option!r}; {nearest(option, allowed)}")
+            raise DataError(f"{name}: unknown option {option!r}; {nearest(option, allowed)}")
     if options and (schema is not None or recipe is not None):
-        raise DataError(f"{path.name}: the recipe says all; options {sorted(options)} must go")
+        raise DataError(f"{name}: the recipe says all; options {sorted(options)} must go")
     if schema is not None:
         if recipe is not None:
-            raise DataError(f"{path.name}: give either a schema file or a recipe, not both")
+            raise DataError(f"{name}: give either a schema file or a recipe, not both")
         try:
             recipe = Recipe.from_json(Path(schema).read_text(encoding="utf8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read the schema {os.fspath(schema)!r}: {error}") from error
     if recipe is None:
         if label is None:
-            raise DataError(f"{path.name}: give the label's column, or a schema file")
+            raise DataError(f"{name}: give the label's column, or a schema file")
         recipe = infer(path, label, **options)
     elif label is not None and label != recipe.label:
         raise DataError(f"the label is {label!r}, the schema says {recipe.label!r}")
     meta = {
-        "summary": f"table {path.name}; label: {recipe.label}",
+        "summary": f"table {name}; label: {recipe.label}",
         "terms": "your own",
         "protocol": "as its recipe says",
-        "source": [path.name],
+        "source": names,
     }
-    return encoded(path.stem, source, recipe, cache, meta)
+    return source, recipe, meta

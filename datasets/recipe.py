@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
+from featemb.datasets.hashed import Hashing
 from featemb.errors import DataError, nearest
 from featemb.schema import Pooling
 
@@ -114,6 +115,8 @@ class Recipe:
         split: how rows are split.
         user: column whose values group rows for gAUC, or None; it need not be an input column.
         dropped: columns left out, and why; a note, without effect.
+        hashing: makes the ids of all categorical columns by a hash; None: by vocabularies, most
+            frequent value first.
     """
 
     label: str
@@ -122,6 +125,7 @@ class Recipe:
     split: SplitRule = field(default_factory=SplitRule)
     user: str | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
+    hashing: Hashing | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
@@ -132,6 +136,12 @@ class Recipe:
             raise DataError(f"columns must be distinct and not the label {self.label!r}: {names}")
         if self.min_count < 1:
             raise DataError(f"min_count must be >= 1, got {self.min_count}")
+        several = [column.name for column in self.categorical if column.multi]
+        if self.hashing is not None and several and (self.hashing.size or 1 << 63) > 1 << 31:
+            raise DataError(
+                f"hashing: multi-valued columns {several} need a size of at most 2^31, "
+                f"got {self.hashing.size}"
+            )
 
     @property
     def categorical(self) -> tuple[Column, ...]:
@@ -172,7 +182,10 @@ class Recipe:
             raise DataError(f"recipe: columns must be a list, got {entries!r}")
         columns = [_read(Column, entry, "column") for entry in entries]
         split = _read(SplitRule, document.get("split", {}), "split")
-        return _read(cls, document | {"columns": columns, "split": split}, "recipe")
+        found = document | {"columns": columns, "split": split}
+        if document.get("hashing") is not None:
+            found["hashing"] = _read(Hashing, document["hashing"], "hashing")
+        return _read(cls, found, "recipe")
 
 
 def _sparse(value: Any) -> dict[str, Any]:

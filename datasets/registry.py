@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,14 +181,30 @@ def _load_registered(
     cache: str | os.PathLike[str] | None,
     options: dict[str, Any],
 ) -> Dataset:
-    make: Callable[..., Any] = _BUILT[name] if name in _BUILT else _PROTOCOLS[name].prepare
+    if name in _BUILT:
+        _check_options(name, _BUILT[name], options)
+        return _BUILT[name](**options)
+    source, recipe, meta = prepared(name, root, options)
+    return encoded(name, source, recipe, cache, meta)
+
+
+def _check_options(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
     allowed = [option for option in inspect.signature(make).parameters if option != "root"]
     for option in options:
         if option not in allowed:
             raise DataError(f"{name}: unknown option {option!r}; {nearest(option, allowed)}")
-    if name in _BUILT:
-        return _BUILT[name](**options)
-    known = _PROTOCOLS[name]
+
+
+def prepared(
+    name: str, root: str | os.PathLike[str] | None, options: Mapping[str, Any]
+) -> tuple[Source, Recipe, dict[str, Any]]:
+    """Return source, recipe and facts of a registered data set.
+
+    Raises:
+        DataError: there is no such set, its files are missing, or an option is unknown.
+    """
+    known = find(name)
+    _check_options(name, known.prepare, options)
     source, recipe = known.prepare(root, **options)
     meta = {
         "summary": known.summary,
@@ -197,4 +213,4 @@ def _load_registered(
         "source": [path.name for path in source.files],
         **source.notes,
     }
-    return encoded(name, source, recipe, cache, meta)
+    return source, recipe, meta

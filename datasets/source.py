@@ -7,25 +7,101 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
+from featemb.datasets.textfile import TextFile
 from featemb.errors import DataError, nearest
 
 BATCH_ROWS = 65_536
-_BLOCK_BYTES = 1 << 24
 _WHOLE_BYTES = 1 << 28
-# In a typed file only an empty cell is missing; in one of unknown types these words are, too.
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 Transform = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 def unchanged(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch as it is."""
     return batch
+
+
+class Piece(Protocol):
+    """A stretch of a source's rows."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows.
+
+        Raises:
+            DataError: they cannot be read; the message names the file and the place.
+        """
+
+    def rows_before(self) -> int:
+        """Number of the file's rows before the piece, for messages."""
+
+    def where(self) -> str:
+        """Name the file and the place in it, for messages."""
+
+
+@dataclass(frozen=True)
+class RowsPiece:
+    """Rows that are in memory already.
+
+    Attributes:
+        rows: the rows.
+        start: number of rows before them.
+    """
+
+    rows: pa.Table
+    start: int
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows, as one batch."""
+        yield from self.rows.combine_chunks().to_batches()
+
+    def rows_before(self) -> int:
+        """Return the number of rows before the piece."""
+        return self.start
+
+    def where(self) -> str:
+        """Name the rows."""
+        return f"rows {self.start} to {self.start + self.rows.num_rows - 1}"
+
+
+@dataclass(frozen=True)
+class GroupPiece:
+    """A row group of a Parquet file.
+
+    Attributes:
+        path: the file.
+        group: number of the row group.
+        columns: columns read, or None for all.
+    """
+
+    path: Path
+    group: int
+    columns: Sequence[str] | None
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows.
+
+        Raises:
+            DataError: the row group is corrupt.
+        """
+        columns = None if self.columns is None else list(self.columns)
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield from file.iter_batches(BATCH_ROWS, [self.group], columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"cannot read {self.where()}: {error}") from error
+
+    def rows_before(self) -> int:
+        """Count the rows before the piece."""
+        with pq.ParquetFile(self.path) as file:
+            return sum(file.metadata.row_group(n).num_rows for n in range(self.group))
+
+    def where(self) -> str:
+        """Name the file and the row group."""
+        return f"{self.path.name}, row group {self.group}"
 
 
 @dataclass(frozen=True)
@@ -37,12 +113,15 @@ class Source:
         stream: opens the stream anew.
         transform: applied to every batch: derived columns, rows left out.
         notes: facts for the data set's meta.
+        cut: cuts the files into pieces of about so many bytes, for `pieces`; its answer None, or
+            no such function, means that they can only be read as a stream.
     """
 
     files: Sequence[Path]
     stream: Callable[[], Iterable[pa.RecordBatch]]
     transform: Transform = unchanged
     notes: Mapping[str, Any] = field(default_factory=dict)
+    cut: Callable[[int], Sequence[Piece] | None] | None = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the batches, transformed.
@@ -55,6 +134,32 @@ class Source:
                 changed = self.transform(batch)
                 if changed.num_rows:
                     yield changed
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            names = ", ".join(path.name for path in self.files)
+            raise DataError(f"cannot read {names}: {error}") from error
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Yield pieces of about ``size`` bytes, which processes can read apart, in the rows' order.
+
+        A source that cannot be cut is read here, and each piece holds its rows. The transform is
+        not applied.
+
+        Raises:
+            DataError: a file cannot be read or decoded.
+        """
+        try:
+            found = None if self.cut is None else self.cut(size)
+            if found is not None:
+                yield from found
+                return
+            held, start = [], 0
+            for batch in self.stream():
+                held.append(batch)
+                if sum(one.nbytes for one in held) >= size:
+                    yield RowsPiece(pa.Table.from_batches(held), start)
+                    start, held = start + sum(one.num_rows for one in held), []
+            if held:
+                yield RowsPiece(pa.Table.from_batches(held), start)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             names = ", ".join(path.name for path in self.files)
             raise DataError(f"cannot read {names}: {error}") from error
@@ -100,7 +205,11 @@ def parquet(
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
-    return Source([path], stream, transform)
+    def cut(size: int) -> list[GroupPiece]:
+        with pq.ParquetFile(path) as file:
+            return [GroupPiece(path, n, columns) for n in range(file.num_row_groups)]
+
+    return Source([path], stream, transform, cut=cut)
 
 
 def text(
@@ -122,50 +231,8 @@ def text(
         encoding: of the file.
         transform: applied to every batch.
     """
-
-    def stream() -> Iterator[pa.RecordBatch]:
-        reader = csv.open_csv(
-            path,
-            csv.ReadOptions(
-                block_size=_BLOCK_BYTES,
-                column_names=list(names) if names else None,
-                encoding=encoding,
-            ),
-            csv.ParseOptions(delimiter=delimiter, quote_char='"' if types is None else False),
-            csv.ConvertOptions(
-                column_types=dict(types or {}),
-                strings_can_be_null=True,
-                null_values=list(_MISSING if types is None else _MISSING[:1]),
-            ),
-        )
-        with reader:
-            _require_text(reader.schema)
-            yield from reader
-
-    return Source([path], stream, transform)
-
-
-def _require_text(schema: pa.Schema) -> None:
-    """Refuse columns that are not text in the file's encoding: Arrow would call them binary."""
-    for column in schema:
-        if pa.types.is_binary(column.type):
-            raise OSError(f"column {column.name!r} is not UTF-8 text")
-
-
-def table(path: Path) -> Source:
-    """Stream a user's own table: Parquet, or CSV with a header line.
-
-    Raises:
-        DataError: there is no such file, or its ending is none of .parquet, .csv, .tsv.
-    """
-    if not path.is_file():
-        raise DataError(f"there is no file {str(path)!r}")
-    endings = [suffix.lower() for suffix in path.suffixes]
-    if ".parquet" in endings or ".pq" in endings:
-        return parquet(path)
-    if ".csv" in endings or ".tsv" in endings:
-        return text(path, delimiter="\t" if ".tsv" in endings else ",")
-    raise DataError(f"{path.name}: the ending must be .parquet, .csv or .tsv")
+    file = TextFile(path, names, types or {}, delimiter, encoding, typed=types is not None)
+    return Source([path], file.stream, transform, cut=file.pieces)
 
 
 def require_columns(batch: pa.RecordBatch, names: Iterable[str], where: str) -> None:

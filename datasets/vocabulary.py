@@ -31,7 +31,7 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
     lengths, separated = None, False
     if column.multi:
         if column.separator is not None:
-            array = pc.split_pattern(_plain(array, column.name), column.separator)
+            array = pc.split_pattern(plain(array, column.name), column.separator)
             separated = True
         elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
             raise DataError(
@@ -42,17 +42,21 @@ def cells(batch: pa.RecordBatch, column: Column) -> tuple[pa.Array, pa.Array | N
         array = pc.list_flatten(array)
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
-    return _plain(pc.utf8_trim_whitespace(array) if separated else array, column.name), lengths
+    return plain(pc.utf8_trim_whitespace(array) if separated else array, column.name), lengths
 
 
-def _plain(array: pa.Array, name: str) -> pa.Array:
-    """Bring values to int64, float64 or text; whatever means missing becomes null."""
+def plain(array: pa.Array, name: str) -> pa.Array:
+    """Bring values to int64, float64 or text; whatever means missing becomes null.
+
+    Raises:
+        DataError: the values of column ``name`` are of a type that is not supported.
+    """
     kind = array.type
     if pa.types.is_nested(kind) or (pa.types.is_null(kind) and len(array) > array.null_count):
         raise DataError(f"column {name!r} holds {kind}, which is not supported")
     try:
         if pa.types.is_floating(kind):
-            wide = array.cast(pa.float64())
+            wide = pc.add(array.cast(pa.float64()), 0.0)  # -0.0 is the same value as 0.0
             return pc.if_else(pc.is_nan(wide), pa.scalar(None, pa.float64()), wide)
         if pa.types.is_integer(kind) and kind != pa.uint64():
             return array.cast(pa.int64())
@@ -135,12 +139,19 @@ class Moments:
         known = values[~np.isnan(values)]
         if not len(known):
             return
-        mean, before = float(known.mean()), self.count
-        self.count += len(known)
-        step = mean - self.mean
-        self.mean += step * len(known) / self.count
-        self.squares += float(((known - mean) ** 2).sum())
-        self.squares += step**2 * before * len(known) / self.count
+        mean = float(known.mean())
+        self.merge(Moments(len(known), mean, float(((known - mean) ** 2).sum())))
+
+    def merge(self, other: Moments) -> None:
+        """Add what other moments have seen."""
+        if not other.count:
+            return
+        before = self.count
+        self.count += other.count
+        step = other.mean - self.mean
+        self.mean += step * other.count / self.count
+        self.squares += other.squares
+        self.squares += step**2 * before * other.count / self.count
 
     def close(self) -> tuple[float, float]:
         """Return mean and deviation; a constant column has deviation 1.

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from featemb import check, optim, staging
 from featemb.build import embedding
+from featemb.checkpoint import Checkpoint
 from featemb.compress import compress
 from featemb.config import names as _names
+from featemb.conversion.files import load_converted, save_converted
+from featemb.conversion.report import Conversion, conversion
+from featemb.convert import convert
 from featemb.delta import Delta, apply_delta, delta
 from featemb.errors import (
     BudgetError,
@@ -20,6 +24,8 @@ from featemb.errors import (
     IdError,
     RunError,
     SchemaError,
+    Stopped,
+    StorageError,
 )
 from featemb.evaluator import Evaluator
 from featemb.export import export, load
@@ -40,12 +46,15 @@ if TYPE_CHECKING:
     from featemb import benchmarks as benchmarks
     from featemb import datasets as datasets
     from featemb import models as models
+    from featemb import torchrec as torchrec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "Checkpoint",
     "ConfigError",
+    "Conversion",
     "DataError",
     "Delta",
     "Devices",
@@ -70,25 +79,31 @@ __all__ = [
     "Served",
     "Spec",
     "Stage",
+    "Stopped",
+    "StorageError",
     "apply_delta",
     "check",
     "codecs",
     "compress",
+    "conversion",
+    "convert",
     "delta",
     "embedding",
     "export",
     "fit",
     "load",
+    "load_converted",
     "methods",
     "optim",
     "parse",
     "place",
     "plan",
+    "save_converted",
     "serve",
     "staging",
 ]
 
-_LAZY = ("benchmarks", "datasets", "models")
+_LAZY = ("benchmarks", "datasets", "models", "torchrec")
 
 
 def methods() -> list[str]:

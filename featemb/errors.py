@@ -38,6 +38,20 @@ class RunError(FeatembError, RuntimeError):
     """A benchmark run or run folder is unusable."""
 
 
+class StorageError(FeatembError, OSError):
+    """A checkpoint or a record could not be written; what was there before is still whole.
+
+    The work can be gone on with, once there is space again.
+    """
+
+
+class Stopped(KeyboardInterrupt):
+    """A training was asked to stop; it goes on from its checkpoint.
+
+    Like an interrupt of the keyboard, it is not caught by ``except Exception``.
+    """
+
+
 class BudgetError(FeatembError, ValueError):
     """No configuration of a method fits the byte budget.
 

@@ -214,7 +214,9 @@ class Scorer:
 
     Args:
         model: the model.
-        evaluate: its score, higher is better; perhaps an `Evaluator`, for ``variants``.
+        evaluate: its score, higher is better; perhaps an `Evaluator`, for ``variants``. If it has a
+            method ``describe() -> dict``, that is called behind the step before an evaluation, and
+            what it tells (numbers and texts) is added to the record.
 
     Attributes:
         stage: the stage at hand.
@@ -239,6 +241,11 @@ class Scorer:
         if self.evaluate is None:
             raise RunError(f"stage {self.stage.name!r} searches and needs an evaluate function")
         return float(self._call(self.evaluate))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``evaluate`` says of the model behind the step at hand."""
+        describe = getattr(self.evaluate, "describe", None)
+        return {} if describe is None else dict(describe())
 
     def _call(self, evaluate: Callable[[], Any]) -> Any:
         training = self.model.training

@@ -32,18 +32,17 @@ def fit(
     anneal: float = 0.0,
     eval_every: int | None = None,
     on_record: Callable[[dict[str, Any]], None] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> History:
     """Train a model through all stages of its embedding layers, by binary cross-entropy.
 
     Args:
         model: called as ``model(ids)`` or ``model(ids, numeric)``, gives logits ``[B]``; holds
             at least one `featemb.FeatureEmbedding`.
-        batches: epoch number from 0 -> the batches of that epoch, the same ones whenever it is
-            asked for them.
-        evaluate: score of the model as it stands, higher is better; called in eval mode. With it,
-            training stops early and the best weights are restored. A `featemb.Evaluator` scores
-            the candidates of a search together.
+        batches: epoch number from 0 -> the batches of that epoch, the same ones every time.
+        evaluate: score of the model in eval mode, higher is better: training stops early, the
+            best weights are restored. A `featemb.Evaluator` scores a search's candidates together.
         held_out: as ``batches``, of rows kept from training: for stages that train on them too.
         epochs: upper limit of each training stage (a stage may set its own).
         lr: learning rate.
@@ -51,27 +50,29 @@ def fit(
         net_weight_decay: L2 on the other parameters.
         optimizer: name as in `featemb.optim.build`.
         patience: stop after this many evaluations in a row without a better score.
-        lr_decay: learning rates are multiplied by this after an evaluation without a better
-            score (reduce on plateau; BARS uses 0.1). Not together with ``anneal``.
-        anneal: share of a stage's epochs, the last ones, in which the learning rates fall to zero
-            in equal steps. Patience that runs out before them begins them; they are run to their
-            end.
+        lr_decay: factor of the learning rates after an evaluation without a better score (BARS
+            uses 0.1). Not together with ``anneal``.
+        anneal: share of a stage's last epochs in which the learning rates fall to zero in equal
+            steps. Patience that runs out before begins them; they are run to their end.
         eval_every: steps between evaluations; None evaluates after every epoch.
         on_record: called with every new record of the history, and with those of a checkpoint
             first; what it adds to a record (numbers and texts) is kept.
-        checkpoint: file to which all state is written after every evaluation and stage. Where it
-            exists, training goes on from it, with the answers of a training that was not
-            interrupted; delete it to begin anew. A search that was interrupted starts over. All
-            arguments must be the same; epochs may be more for a stage under way.
+        checkpoint: file of all state, written after every evaluation and stage, or a
+            `featemb.Checkpoint` to write it every so many minutes too. Where it exists, training
+            goes on from it, with the answers of one that was not interrupted; delete it to begin
+            anew. A search that was interrupted starts over. All arguments must be the same;
+            epochs may be more for a stage under way.
+        stop: asked after every step; on True the checkpoint is written and `Stopped` raised.
 
     Raises:
         ConfigError: ``anneal`` is out of range, or given together with ``lr_decay``.
-        RunError: the model holds no embedding layer, a stage needs held-out batches or an
-            ``evaluate`` that were not given, or the loss is not finite.
+        RunError: the model holds no embedding layer, a stage needs ``held_out`` or ``evaluate``,
+            or a loss or a weight is not finite.
         FormatError: the checkpoint is not one, or of another model or training.
+        StorageError: it cannot be written; the last one is as it was.
     """
     steps = (epochs, lr, weight_decay, net_weight_decay, optimizer)
     stops = (patience, lr_decay, eval_every)
     check_anneal(anneal, lr_decay)
-    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record, anneal)
-    return Loop(model, settings, None if checkpoint is None else Checkpoint(checkpoint)).run()
+    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record, anneal, stop)
+    return Loop(model, settings, checkpoint).run()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from featemb.errors import ConfigError
+from featemb.stage import Stage
 
 
 class Batch(Protocol):
@@ -57,7 +58,7 @@ class History:
 
 @dataclass
 class Place:
-    """Where a training is: before a stage (step 0), or behind an evaluation inside of it.
+    """Where a training is: before a stage (step 0), or behind a step inside of it.
 
     Attributes:
         stage: number of the stage.
@@ -95,10 +96,19 @@ class Settings:
     eval_every: int | None
     on_record: Callable[[dict[str, Any]], None] | None
     anneal: float = 0.0
+    stop: Callable[[], bool] | None = None
 
     def fixed(self) -> dict[str, Any]:
         """Return those that must be the same where a training goes on."""
         return {name: getattr(self, name) for name in _FIXED}
+
+    def limit(self, stage: Stage) -> int:
+        """Return the upper limit of a stage's epochs."""
+        return stage.epochs or self.epochs
+
+    def falling(self, stage: Stage) -> int:
+        """Return how many epochs at the end of a stage the learning rates fall."""
+        return round(self.anneal * self.limit(stage))
 
 
 _FIXED = (

@@ -135,7 +135,9 @@ def _dequantise(codes: Tensor, pairs: Tensor, bits: int, width: int) -> Tensor:
 def _pairs(stored: Tensor, bits: int) -> Tensor:
     """Return fp32 ``[N, 2]`` of pairs as bytes ``[N, pair_bytes]``."""
     if not tracing():
-        return stored.contiguous().view(pair_dtype(bits)).float()
+        # a copy even of a single row: a view as floats wants its bytes aligned
+        held = stored.clone(memory_format=torch.contiguous_format)
+        return held.view(pair_dtype(bits)).float()
     # not every exporter reads bytes as floats: put them together by arithmetic, which is exact
     half = stored.int().view(stored.shape[0], 2, -1)
     if bits == 8:

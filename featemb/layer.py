@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 
 Axis = Literal["address", "shape", "format"]
+E = TypeVar("E", bound=EmbeddingBase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +133,13 @@ class FeatureEmbedding(EmbeddingBase):
         return outermost(self.children())
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are not of a layer that stores this one's rows."""
+        """Return the parameters that are not of a layer that stores this one's rows.
+
+        Those that another engine steps (``parameter.stepped_apart``) are left out.
+        """
         theirs = {id(p) for layer in self.stored() for p in layer.parameters()}
-        return [p for p in self.parameters() if id(p) not in theirs]
+        own = [p for p in self.parameters() if id(p) not in theirs]
+        return [p for p in own if not getattr(p, "stepped_apart", False)]
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups; a group may name its own ``optimizer`` (see `featemb.optim`).
@@ -205,7 +210,7 @@ class FeatureEmbedding(EmbeddingBase):
         """Bytes by part, read from the tensors; with an optimizer, its state of this layer too."""
         layers = [one for one in self.modules() if isinstance(one, FeatureEmbedding)]
         real = any(one.sizes_follow_values for one in layers)
-        frozen = (self if real else _meta_copy(self)).freeze()
+        frozen = (self if real else meta_copy(self)).freeze()
         return Memory(module_bytes(frozen), training_bytes(self, optimizer))
 
     def companion(self, dim: int = 1) -> FeatureEmbedding:
@@ -225,7 +230,7 @@ def outermost(modules: Iterable[nn.Module]) -> list[FeatureEmbedding]:
     return list(dict.fromkeys(found))
 
 
-def _meta_copy(layer: FeatureEmbedding) -> FeatureEmbedding:
+def meta_copy(layer: E) -> E:
     """Copy a layer with every tensor on the meta device: its structure without its bytes."""
     memo: dict[int, Any] = {}
     for parameter in layer.parameters():

@@ -168,7 +168,7 @@ def place(
     if placer == "torchrec" and not usable:
         raise ConfigError("placer 'torchrec' needs torchrec installed, and a GPU to plan for")
     if usable:
-        from featemb.torchrec_placement import by_torchrec
+        from featemb.torchrec.placement import by_torchrec
 
         placed = by_torchrec(found, devices)
         if placed.fits or placer == "torchrec":

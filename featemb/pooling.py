@@ -50,7 +50,7 @@ def pool_bags(vectors: Tensor, lengths: Tensor, schema: Schema) -> Tensor:
     if "max" in rules:
         largest = _largest(vectors, index, lengths)
         use_max = torch.tensor([rule == "max" for rule in rules], device=lengths.device)
-        use_max = use_max.repeat_interleave(bags // num_features)[:, None]
+        use_max = use_max[:, None].expand(num_features, bags // num_features).reshape(-1, 1)
         summed = torch.where(use_max, largest, summed)
     return summed.view(num_features, -1, dim).transpose(0, 1)
 

@@ -82,11 +82,12 @@ def update(
     Args:
         model: any module with embedding layers; it gives logits ``[B]``.
         layers: its `layers`.
-        batch: what it reads, and the labels.
+        batch: what it reads, and the labels; it may have a ``weight`` of each sample's loss.
         optimizers: those that step.
     """
     inputs = (batch.ids,) if batch.numeric is None else (batch.ids, batch.numeric)
-    loss = binary_cross_entropy_with_logits(model(*inputs), batch.label)
+    weight = getattr(batch, "weight", None)  # what makes the ranks' means that of the whole batch
+    loss = binary_cross_entropy_with_logits(model(*inputs), batch.label, weight)
     total = loss + sum(layer.penalty() for layer in layers)
     model.zero_grad()
     total.backward()  # type: ignore[no-untyped-call]

@@ -154,6 +154,14 @@ class SupernetEmbedding(StagedEmbedding):
             self._set(keep, widths)
         return self
 
+    def unsettled(self) -> str:
+        """Before its search it is a supernet; in ``mode=faithful`` the table has its own Adam."""
+        if self.stage != "retrain":
+            return "its architecture is not found yet: its rows can be divided after its search"
+        if self.config.mode == "faithful":
+            return "mode=faithful steps all its rows by an Adam of its own"
+        return ""
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The table, and in the supernet the thresholds by plain SGD."""
         net, groups = self.net, [{"params": list(self.net.rows.parameters()), "lr": lr}]

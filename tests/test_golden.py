@@ -25,6 +25,9 @@ from featemb.check.case import LinearReader, task
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 50
 TOLERANCE = 1e-5
+# Which codeword is nearest is decided by last digits, which differ between processors: curves of
+# learned codes agree to the last digit for so many steps, and nearly so afterwards.
+CODED, STEADY, NEARLY = ("dpq", "mgqe"), 40, 1e-2
 
 
 def loss_curve(spec: str) -> list[float]:
@@ -61,7 +64,9 @@ def test_losses_follow_the_golden_curve(method: str) -> None:
     golden: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     assert list(golden) == list(curves)
     for spec, losses in curves.items():
-        assert losses == pytest.approx(golden[spec], abs=TOLERANCE), spec
+        steady = STEADY if method in CODED else STEPS
+        assert losses[:steady] == pytest.approx(golden[spec][:steady], abs=TOLERANCE), spec
+        assert losses[steady:] == pytest.approx(golden[spec][steady:], abs=NEARLY), spec
         assert sum(losses[-10:]) < sum(losses[:10]), f"{spec} does not learn"
 
 

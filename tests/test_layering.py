@@ -40,7 +40,13 @@ FORBIDDEN = {
 }
 # The only files that may import TorchRec or FBGEMM.
 NATIVE = {
-    "torchrec": ("featemb.torchrec", "featemb.ids", "featemb.export", "featemb.benchmarks.speed"),
+    "torchrec": (
+        "featemb.torchrec",
+        "featemb.torchrec_placement",
+        "featemb.ids",
+        "featemb.export",
+        "featemb.benchmarks.speed",
+    ),
     "fbgemm_gpu": (
         "featemb.torchrec",
         "featemb.rows",

@@ -68,6 +68,25 @@ def test_a_table_says_what_the_records_say(runs: Path, costs: Path) -> None:
     assert "- qr at width 8 needs at least 120 bytes" in block
 
 
+def test_curves_have_a_column_a_size(tmp_path: Path) -> None:
+    for seed in range(3):
+        make(tmp_path, seed=seed)
+        for ratio in (2.0, 10.0, 100.0):
+            make(tmp_path, ratio / 20, method="hash", ratio=ratio, serving=500, seed=seed)
+        make(tmp_path, 1.0, method="qr", ratio=10.0, serving=90, seed=seed)
+    found = Published.read(tmp_path)
+    block = fill("<!-- results curves toy dcnv2 -->\n<!-- end -->\n", found)
+    assert "| method | 2x | 10x | 100x |" in block
+    assert "qr" not in block, "one size is no curve"
+    shown = cells(block, "hash")[1:]
+    rows = [row for row in found.rows if row.method == "hash" and row.to_full is not None]
+    changes = {row.asked: row.to_full.compared.auc.value for row in rows}
+    wanted = [f"{changes[size]:+.4f}" for size in ("2x", "10x", "100x")]
+    assert [cell.strip("*").split(" ± ")[0] for cell in shown] == wanted
+    assert changes["2x"] > changes["100x"]
+    assert not shown[-1].startswith("**"), "the loss at 100x is shown"
+
+
 def test_a_table_is_the_same_without_predictions(runs: Path, tmp_path: Path) -> None:
     page = "<!-- results table toy dcnv2 10x -->\n<!-- end -->\n"
     before = fill(page, Published.read(runs))
@@ -87,6 +106,7 @@ def test_a_table_is_the_same_without_predictions(runs: Path, tmp_path: Path) -> 
         ("table toy fm 10x", "no runs of fm on toy at 10x"),
         ("card pep", "no run is of the method 'pep'"),
         ("choices toy", "nothing was tuned on 'toy'"),
+        ("curves toy dcnv2", "no method has 3 sizes of dcnv2 on toy"),
     ],
 )
 def test_a_wrong_marker_is_refused(name: str, message: str, runs: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import featemb
 from featemb import models
-from featemb.benchmarks.run import MODEL
+from featemb.benchmarks.exporting import MODEL
 from featemb.errors import ConfigError
 from featemb.export import Artefact
 from featemb.frozen import FrozenEmbedding

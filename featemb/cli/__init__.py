@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import typer
 
-from featemb.errors import FeatembError
+from featemb.errors import FeatembError, StorageError
 
 USAGE_ERROR = 2
+NO_SPACE = 74  # EX_IOERR
 INTERRUPTED = 130
 _HELP = "Feature-embedding layers for recommender and CTR models, with every byte counted."
 
@@ -54,7 +55,9 @@ def _top(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a `FeatembError` becomes one line on stderr and exit code 2.
+    """Run the command; a `FeatembError` becomes one line on stderr and exit code 2, or 74.
+
+    74 says that a checkpoint or record could not be written (`featemb.StorageError`).
 
     Args:
         arguments: without the program's name; None takes those of the process.
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build()(args=None if arguments is None else list(arguments), prog_name="featemb")
     except FeatembError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(NO_SPACE if isinstance(error, StorageError) else USAGE_ERROR)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -41,6 +41,8 @@ def bench(
     dry_run: bool = typer.Option(False, "--dry-run", help="List the runs and do nothing."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     checkpoint: bool = settings.CHECKPOINT,
+    checkpoint_minutes: float | None = settings.CHECKPOINT_MINUTES,
+    keep_checkpoints: int | None = settings.KEEP_CHECKPOINTS,
     save_model: bool = settings.SAVE_MODEL,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
@@ -66,15 +68,23 @@ def bench(
     grids = _grids(file, axes, train, settings.model_settings(model_set), source)
     folder = out or Path("runs") / (file.stem if file else "bench")
     how: dict[str, Any] = {"retry_failed": retry_failed, "jobs": jobs}
+    kept = settings.checkpoints(checkpoint, checkpoint_minutes, keep_checkpoints)
+    with settings.ends_on_signal(kept):
+        configs = _chosen(grids, folder, quiet, dry_run, how | kept)
+        if dry_run:
+            _list(configs, folder, **how)
+        else:
+            _sweep(configs, folder, quiet, **how, **kept, save_model=save_model)
+
+
+def _chosen(
+    grids: list[Grid], folder: Path, quiet: bool, dry_run: bool, how: dict[str, Any]
+) -> list[RunConfig]:
+    """Return the runs of all parts, with the settings that tuning chose."""
     configs: list[RunConfig] = []
     for tune, runs in _by_tuning(grids):
-        options = {**how, "checkpoint": checkpoint}
-        configs += runs if tune is None else _tuned(runs, tune, folder, quiet, dry_run, options)
-    configs = list(dict.fromkeys(configs))
-    if dry_run:
-        _list(configs, folder, **how)
-    else:
-        _sweep(configs, folder, quiet, **how, checkpoint=checkpoint, save_model=save_model)
+        configs += runs if tune is None else _tuned(runs, tune, folder, quiet, dry_run, how)
+    return list(dict.fromkeys(configs))
 
 
 def _grids(

@@ -1,4 +1,4 @@
-"""``featemb data``: list, prepare, infer and show data sets."""
+"""``featemb data``: list, prepare, infer, show and encode data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from featemb.cli import settings
+from featemb.cli import settings, shards
 
 if TYPE_CHECKING:
     from featemb.datasets import Dataset, Recipe
@@ -23,6 +23,8 @@ def register(app: typer.Typer) -> None:
     verb.command("prepare")(prepare)
     verb.command("infer")(infer)
     verb.command("show")(show)
+    verb.command("encode")(shards.encode)
+    verb.command("check")(shards.check)
     app.add_typer(verb, name="data")
 
 

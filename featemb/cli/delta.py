@@ -56,7 +56,7 @@ def apply(
 
 
 def _package(path: Path) -> Path:
-    from featemb.benchmarks.run import MODEL
+    from featemb.benchmarks.exporting import MODEL
 
     return path / MODEL if path.is_dir() else path
 

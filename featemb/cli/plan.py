@@ -64,31 +64,29 @@ def plan(
         planning.check_form(path)
     asked = _schema(data, schema, cardinalities, label, root)
     devices = _devices(gpus, gpu_memory, host_memory)
-    where: dict[str, Any] = {"use": place_for, "placer": placer}
+    where: dict[str, Any] = {"use": place_for, "placer": placer, "optimizer": optimizer}
     size: dict[str, Any] = {"dim": dim, "ratio": ratio, "budget": budget}
     frame = featemb.plan(
-        asked,
-        **size,
-        specs=method,
-        compositions=compositions,
-        optimizer=optimizer,
-        devices=devices,
-        **where,
+        asked, **size, specs=method, compositions=compositions, devices=devices, **where
     )
-    if runs:
-        from featemb.benchmarks.evidence import rank
-
-        frame = rank(frame, runs, evidence_data, evidence_model)
-    else:
-        frame = planning.sort(frame)
+    frame = _ranked(frame, runs, evidence_data, evidence_model)
     title = planning.title(asked, dim, ratio, budget)
     for path in out or ():
         planning.write(frame, path, title)
     _show(frame, title)
     if devices is not None and len(frame) == 1 and bool(frame.fits.iloc[0]):
         layer = featemb.embedding(asked, frame.method.iloc[0], **size, device="meta")
-        placed = featemb.place(layer, devices, optimizer=optimizer, **where)
-        settings.console(_LOG_WIDTH).print(planning.places(placed))
+        settings.console(_LOG_WIDTH).print(planning.places(featemb.place(layer, devices, **where)))
+
+
+def _ranked(
+    frame: pd.DataFrame, runs: list[Path] | None, data: str | None, model: str | None
+) -> pd.DataFrame:
+    """Order a plan: by what runs let expect, or by size."""
+    from featemb.benchmarks import planning
+    from featemb.benchmarks.evidence import rank
+
+    return rank(frame, runs, data, model) if runs else planning.sort(frame)
 
 
 def _devices(gpus: int, gpu_memory: str | None, host_memory: str | None) -> Devices | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,12 @@ CHECKPOINT = typer.Option(
     "--checkpoint/--no-checkpoint",
     help="Keep the state of a run after every evaluation, and go on from it after a kill.",
 )
+CHECKPOINT_MINUTES = typer.Option(
+    None, help="Keep it every so many minutes too, within an epoch; includes --checkpoint."
+)
+KEEP_CHECKPOINTS = typer.Option(
+    None, help="Checkpoints of a run that are kept [1]; includes --checkpoint."
+)
 SAVE_MODEL = typer.Option(
     False,
     "--save-model/--no-save-model",
@@ -67,6 +74,36 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
     from featemb.benchmarks.paste import OPTIONS
 
     return given(**{name: options[name] for name in OPTIONS})
+
+
+def checkpoints(wanted: bool, minutes: float | None, keep: int | None) -> dict[str, Any]:
+    """Return the arguments of `featemb.benchmarks.run.run_one` on checkpoints.
+
+    Raises:
+        ConfigError: minutes or keep is out of range.
+    """
+    from featemb.checkpoint import Checkpoint
+
+    found = given(checkpoint_minutes=minutes, keep_checkpoints=keep)
+    Checkpoint("run.pt", minutes, 1 if keep is None else keep)  # refuses what is out of range
+    return {"checkpoint": wanted or bool(found), **found}
+
+
+@contextmanager
+def ends_on_signal(options: Mapping[str, Any]) -> Iterator[None]:
+    """With checkpoints, SIGTERM ends the runs inside behind a step, with its own exit code."""
+    from featemb.benchmarks import stopping
+    from featemb.errors import Stopped
+
+    if not options["checkpoint"]:
+        yield
+        return
+    try:
+        with stopping.heard():
+            yield
+    except Stopped as stopped:
+        typer.echo(f"stopped: {stopped}", err=True)
+        raise typer.Exit(stopping.EXIT) from stopped
 
 
 def data_options(label: str | None, schema: Path | None, root: Path | None) -> dict[str, Any]:

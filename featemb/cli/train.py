@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from featemb.cli import settings
+from featemb.cli import ranks, settings
 from featemb.errors import RunError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def train(
     out: Path = typer.Option(Path("runs/train"), help="Folder of the runs."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress."),
     checkpoint: bool = settings.CHECKPOINT,
+    checkpoint_minutes: float | None = settings.CHECKPOINT_MINUTES,
+    keep_checkpoints: int | None = settings.KEEP_CHECKPOINTS,
     save_model: bool = settings.SAVE_MODEL,
     dim: int | None = settings.DIM,
     epochs: int | None = settings.EPOCHS,
@@ -47,6 +49,13 @@ def train(
     schema: Path | None = settings.SCHEMA,
     save_schema: Path | None = typer.Option(None, help="Write the schema in use to this file."),
     root: Path | None = settings.ROOT,
+    distributed: bool = typer.Option(
+        False, "--distributed", help="One process of several, started by torchrun."
+    ),
+    sharding: str = typer.Option(
+        "row_wise", help="How rows are divided: row_wise, column_wise, table_wise or auto."
+    ),
+    timeout: float = typer.Option(50.0, help="Seconds that the processes wait for each other."),
 ) -> None:
     """Train, freeze and test one network, and print what it costs and what it scores."""
     from featemb.benchmarks import sources
@@ -61,20 +70,25 @@ def train(
         **settings.given(model=model, method=method, ratio=ratio, budget=budget, seed=seed),
         **training,
     )
-    dataset = sources.load(config)
-    if save_schema is not None:
-        sources.save_recipe(dataset, save_schema)
-    how = {"checkpoint": checkpoint, "save_model": save_model}
-    _show(_run(config, dataset, out, quiet, how), out)
+    how = settings.checkpoints(checkpoint, checkpoint_minutes, keep_checkpoints)
+    wanted = how | {"save_model": save_model}
+    with settings.ends_on_signal(how):
+        if distributed:
+            ranks.train(config, out, quiet, wanted, ranks.Wishes(sharding, timeout, save_schema))
+            return
+        dataset = sources.load(config)
+        if save_schema is not None:
+            sources.save_recipe(dataset, save_schema)
+        ranks.show(_run(config, dataset, out, quiet, wanted), out)
 
 
 def _run(
-    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, how: dict[str, bool]
+    config: RunConfig, dataset: Dataset, out: Path, quiet: bool, how: dict[str, Any]
 ) -> dict[str, Any]:
     """Run, or read the record of the same run done before."""
     from featemb.benchmarks import records
     from featemb.benchmarks.progress import watcher
-    from featemb.benchmarks.run import MODEL, run_id, run_one
+    from featemb.benchmarks.run import run_id, run_one
     from featemb.benchmarks.sweep import is_done
 
     name = run_id(config)
@@ -83,23 +97,6 @@ def _run(
         if not held:
             raise RunError(f"another process is doing the run {name} in {out}")
         if is_done(out, name, retry_failed=True):
-            typer.echo(f"{out} holds this run already")
-            if how["save_model"] and not (out / name / MODEL).is_file():
-                typer.echo("its model was not kept; to keep one, give another --out")
-            return records.read(out / name)
+            return ranks.done_before(out, name, how["save_model"])
         with watcher(1, quiet) as watch:
             return run_one(config, out, dataset, watch, **how)
-
-
-def _show(record: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-
-    from featemb.benchmarks.summary import run_table
-
-    if record["status"] == "failed":
-        error = record["error"]
-        typer.echo(f"error: {error['type']}: {error['message']}", err=True)
-        typer.echo(f"the record is in {out / record['run_id']}", err=True)
-        raise typer.Exit(1)
-    Console().print(run_table(record))
-    typer.echo(f"the record is in {out / record['run_id']}")

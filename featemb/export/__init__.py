@@ -8,8 +8,9 @@
 """
 
 from featemb.export.artefact import Artefact
+from featemb.export.checking import TARGETS, Check, check
 from featemb.export.encoder import Encoder, RawFeature, RawNumber
-from featemb.export.exporting import TARGETS, Check, check, export
+from featemb.export.exporting import export
 from featemb.export.loading import load
 from featemb.export.tokens import MISSING, text_token
 

@@ -8,15 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featemb.errors import ConfigError, ExportError, FormatError, nearest
-from featemb.export.archive import add_manifest, manifest_of_archive
+from featemb.errors import ConfigError, FormatError, nearest
+from featemb.export.archive import add_manifest, manifest_of_archive, named_pt2
 from featemb.export.artefact import Artefact
 from featemb.export.job import Job
 from featemb.export.pt2 import program
+from featemb.export.quiet import quiet
 
 # Hashes multiply 64-bit integers and mean the lowest bits. A C++ compiler may assume that signed
 # products never overflow, and g++ -O3 does: the scores were wrong. The setting is one flag's value.
-_WRAP = {"cpp.enable_floating_point_contract_flag": "off -fwrapv"}
+_CONFIG = {
+    "cpp.enable_floating_point_contract_flag": "off -fwrapv",
+    "aot_inductor.enable_line_tables": False,  # for debuggers: most of a small library
+}
 
 
 def write(job: Job, path: Path) -> None:
@@ -24,18 +28,15 @@ def write(job: Job, path: Path) -> None:
 
     Raises:
         ConfigError: an option is unknown.
-        ExportError: the compiler fails.
     """
     for name in job.options:
         if name != "march":
             raise ConfigError(f"aoti: unknown option {name!r}; {nearest(name, ['march'])}")
     chosen = {"cpp.march": job.options["march"]} if "march" in job.options else {}
-    try:
+    with quiet():
         torch._inductor.aoti_compile_and_package(
-            program(job), package_path=str(path), inductor_configs=_WRAP | chosen
+            program(job), package_path=str(path), inductor_configs={**_CONFIG, **chosen}
         )
-    except Exception as error:  # the compiler and torch's own code generator raise many kinds
-        raise ExportError(f"aoti: the model does not compile: {error}") from error
     add_manifest(path, job.manifest)
 
 
@@ -47,7 +48,8 @@ def read(path: Path) -> Artefact:
     """
     manifest = manifest_of_archive(path)
     try:
-        loaded = torch._inductor.aoti_load_package(str(path))
+        with named_pt2(path) as named:
+            loaded = torch._inductor.aoti_load_package(str(named))
     except (RuntimeError, OSError) as error:
         raise FormatError(f"{os.fspath(path)!r} does not load on this machine: {error}") from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,18 @@ def check_version(manifest: dict[str, Any], path: str | os.PathLike[str]) -> dic
             f"reads {FORMAT}"
         )
     return manifest
+
+
+@contextmanager
+def named_pt2(path: Path) -> Iterator[Path]:
+    """Yield a name of a file that ends in ``.pt2``: torch reads no other."""
+    if path.suffix == ".pt2":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "model.pt2"
+        link.symlink_to(path.resolve())
+        yield link
 
 
 def refuse_pickles(path: Path) -> None:

@@ -124,7 +124,7 @@ class Artefact:
         encoder = self.manifest["encoder"]
         if encoder is None:
             raise SchemaError(f"{self.path.name} holds no encoder: it takes ids")
-        return row_tokens(rows, encoder, self.schema)
+        return row_tokens(rows, encoder, self.schema, self.manifest["numeric"])
 
     def raw(self, rows: pa.Table | pd.DataFrame | Mapping[str, Any]) -> Tensor:
         """Return logits ``[B]`` or vectors ``[B, W]`` of raw rows; see `tokens`.
@@ -141,11 +141,13 @@ class Artefact:
         return self.run(given)
 
 
-def row_tokens(rows: Any, encoder: Mapping[str, Any], schema: Schema) -> Inputs:
+def row_tokens(rows: Any, encoder: Mapping[str, Any], schema: Schema, numeric: int) -> Inputs:
     """Return the input tensors of raw rows, by an encoder's settings; see `Artefact.tokens`."""
     table = tokens.table_of(rows)
-    numbers = [tokens.numbers(tokens.column(table, n), n) for n in encoder["numeric"]]
-    stacked = torch.from_numpy(np.stack(numbers, 1)) if numbers else None
+    stacked = None
+    if numeric:
+        columns = [tokens.numbers(tokens.column(table, n), n) for n in encoder["numeric"]]
+        stacked = torch.from_numpy(np.stack(columns, 1))
     return inputs_of(_tokens(table, encoder, schema), stacked, schema, raw=True)
 
 

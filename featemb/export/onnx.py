@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from featemb.export.archive import check_version
 from featemb.export.artefact import Artefact
 from featemb.export.job import Job, memory_of
 from featemb.export.pt2 import program
+from featemb.export.quiet import quiet
 
 _MANIFEST = "featemb"
 _MOST_BYTES = 2_000_000_000  # of a protobuf message
@@ -29,8 +27,7 @@ def write(job: Job, path: Path) -> None:
 
     Raises:
         ConfigError: an option is given; there are none.
-        ExportError: onnx is not installed, the weights exceed what a file of it holds, or an
-            operation has no form in ONNX.
+        ExportError: onnx is not installed, or the weights exceed what a file of it holds.
     """
     if job.options:
         raise ConfigError(f"onnx has no options, got {', '.join(job.options)}")
@@ -39,34 +36,19 @@ def write(job: Job, path: Path) -> None:
     total = memory.serving + rest + job.manifest["bytes"]["vocabulary"]
     if total > _MOST_BYTES:
         raise ExportError(f"onnx: one file holds 2 GB, the weights have {total:,} bytes: use pt2")
-    try:
-        with _quiet():
-            made = torch.onnx.export(
-                program(job),
-                dynamo=True,
-                verbose=False,
-                input_names=job.names,
-                output_names=[job.manifest["output"]],
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"onnx: {error}") from error
+    with quiet():
+        made = torch.onnx.export(
+            program(job),
+            dynamo=True,
+            verbose=False,
+            input_names=job.names,
+            output_names=[job.manifest["output"]],
+        )
     assert made is not None
     _strip(made.model)
     made.model.metadata_props[_MANIFEST] = json.dumps(job.manifest, separators=(",", ":"))
     made.save(str(path))
     seal.seal_onnx(path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from telling of packages that it does without."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _strip(model: Any) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from featemb.errors import ConfigError, FormatError
-from featemb.export.archive import add_manifest, manifest_of_archive, refuse_pickles
+from featemb.export.archive import add_manifest, manifest_of_archive, named_pt2, refuse_pickles
 from featemb.export.artefact import Artefact
 from featemb.export.graph import graph, traced
 from featemb.export.job import Job
+from featemb.export.quiet import quiet
 
 _SAMPLES = "/data/sample_inputs/"
 
@@ -22,7 +23,8 @@ _SAMPLES = "/data/sample_inputs/"
 def program(job: Job) -> Any:
     """Return the exported program of a job."""
     encoder = job.encoder if job.raw else None
-    return traced(graph(job.net, job.schema, encoder), job.inputs, job.names)
+    with quiet():
+        return traced(graph(job.net, job.schema, encoder), job.inputs, job.names)
 
 
 def write(job: Job, path: Path) -> None:
@@ -33,7 +35,8 @@ def write(job: Job, path: Path) -> None:
     """
     if job.options:
         raise ConfigError(f"pt2 has no options, got {', '.join(job.options)}")
-    torch.export.save(program(job), path)
+    with quiet():
+        torch.export.save(program(job), path)
     _tidy(path)
     add_manifest(path, job.manifest)
 
@@ -60,7 +63,8 @@ def read(path: Path) -> Artefact:
     manifest = manifest_of_archive(path)
     refuse_pickles(path)
     try:
-        loaded = torch.export.load(path).module()
+        with quiet(), named_pt2(path) as named:
+            loaded = torch.export.load(named).module()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{os.fspath(path)!r} is not read by torch.export: {error}") from error
 

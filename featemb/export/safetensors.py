@@ -13,9 +13,10 @@ from torch import Tensor
 from featemb import kinds, package
 from featemb.errors import FormatError
 from featemb.export import encoder as encoders
+from featemb.export.archive import check_version
 from featemb.export.artefact import Artefact
 from featemb.export.encoder import Encoder
-from featemb.export.job import FORMAT, Job
+from featemb.export.job import Job
 from featemb.ids import Jagged
 
 _ENCODER = f"{package.BESIDE}encoder."
@@ -52,8 +53,17 @@ def artefact_of(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
     Raises:
         FormatError: they are of a newer version, or do not fit together; names the path.
     """
+    try:
+        return _rebuilt(path, header, tensors)
+    except FormatError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{os.fspath(path)!r} does not fit together: {error!r}") from error
+
+
+def _rebuilt(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Artefact:
     manifest = manifest_in(header, path)
-    module = kinds.find(manifest["kind"]).rebuild(header, package.own(tensors))
+    module = kinds.find(header["kind"]).rebuild(header, package.own(tensors))
     encoder = None
     if manifest["encoder"] is not None:
         encoder = encoders.from_tree(manifest["encoder"], tensors, _ENCODER)
@@ -69,13 +79,7 @@ def manifest_in(header: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
     if "artefact" not in header:
         raise FormatError(f"{os.fspath(path)!r} is not written by featemb.export")
     tree = header if "schema" in header else header["layers"]["embedding"]
-    manifest = {**header["artefact"], "schema": tree["schema"]}
-    if manifest["format"] != FORMAT:
-        raise FormatError(
-            f"{os.fspath(path)!r} has export format {manifest['format']!r}, this version reads "
-            f"{FORMAT}"
-        )
-    return manifest
+    return check_version({**header["artefact"], "schema": tree["schema"]}, path)
 
 
 class _Runner:

@@ -92,9 +92,11 @@ def _hashed(texts: pa.Array) -> Tokens:
     import pyarrow.compute as pc
 
     lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
-    data = np.frombuffer("".join(texts.to_pylist()).encode(), np.uint8)
+    _, offsets, whole = texts.buffers()  # of large_string: int64 offsets
+    data = np.frombuffer(whole or b"", np.uint8)
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts)]
     order = np.argsort(-lengths, kind="stable")  # the longest first: those left are a prefix
-    starts = (np.cumsum(lengths) - lengths)[order]
+    starts = starts[order]
     ordered = lengths[order]
     state = np.full(len(lengths), _FNV_OFFSET, np.uint64)
     for byte in range(int(ordered[0]) if len(ordered) else 0):
@@ -155,7 +157,9 @@ def bag_tokens(array: pa.Array, cells: Cells, separator: str, name: str) -> tupl
     import pyarrow.compute as pc
 
     if separator:
-        array = pc.split_pattern(array.cast(pa.string()), separator)
+        text = array.cast(pa.string())  # an empty one is an empty list
+        text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        array = pc.split_pattern(text, separator)
     elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise SchemaError(f"column {name!r} holds {array.type}, the model was trained on lists")
     lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())

@@ -59,13 +59,26 @@ def build(
             if entry.pop("split", "train") == split and entry["params"]:
                 groups.setdefault(entry.pop("optimizer", optimizer), []).append(entry)
         seen.update(id(parameter) for parameter in layer.parameters())
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in seen]
+    rest = [
+        parameter
+        for parameter in model.parameters()
+        if id(parameter) not in seen and not getattr(parameter, "stepped_apart", False)
+    ]
     if rest and split == "train" and (stage is None or stage.network):
         groups[optimizer].append({"params": rest, "lr": lr, "weight_decay": net_weight_decay})
-    made = []
+    made = _made_apart(model, lr, optimizer, weight_decay) if split == "train" else []
     for name, entries in groups.items():
         if name not in OPTIMIZERS:
             raise ConfigError(f"unknown optimizer {name!r}; {nearest(name, OPTIMIZERS)}")
         if entries:
             made.append(OPTIMIZERS[name](entries, lr=lr))
     return made
+
+
+def _made_apart(
+    model: nn.Module, lr: float, optimizer: str, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Ask the modules that step their rows themselves (`featemb.torchrec`) for what does so."""
+    makers = (getattr(module, "row_optimizer", None) for module in model.modules())
+    made = [make(optimizer, lr, weight_decay) for make in makers if make is not None]
+    return [one for one in made if one is not None]

@@ -25,13 +25,19 @@ class Part(nn.Module):
     children and ``nn.ModuleList`` fields lists of children (in a frozen layer they are parts),
     everything else is a setting that JSON can hold (numbers, strings, tuples of these). A part's
     class name is its kind in files.
+
+    Attributes:
+        by_number: whether it reads the tables that it holds by row numbers alone, in every call
+            and never as a whole: then their rows may live on several devices in training.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {}
+    by_number: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if _KINDS.setdefault(cls.__name__, cls) is not cls:
+        known = _KINDS.setdefault(cls.__name__, cls)
+        if not issubclass(cls, known):  # torch.export wraps a module in a subclass of its name
             raise TypeError(f"a part named {cls.__name__!r} exists already")
 
     def __init__(self, **fields: Any) -> None:

@@ -54,7 +54,11 @@ def levels(x: Tensor, low: Tensor | float, high: Tensor | float, training: bool)
     In training the gradient passes through within the limits and is zero outside of them (Bengio
     et al., 2013); otherwise it is zero, as that of the true function.
     """
-    clamped = x.clamp(torch.as_tensor(low), torch.as_tensor(high))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        low, high = (torch.as_tensor(one, device=x.device) for one in (low, high))
+        clamped = x.clamp(low, high)
+    else:
+        clamped = x.clamp(low, high)
     return round_through(clamped) if training else clamped.round()
 
 

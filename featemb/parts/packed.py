@@ -53,7 +53,8 @@ class PackedInts(Part):
         if not self.words.shape[0]:
             return torch.zeros_like(index + group)
         constants = torch.tensor([self.starts, self.bits], device=index.device)
-        start, bits = constants[:, group]
+        # a scalar as an index would be read from the device, which breaks the graph
+        start, bits = constants.index_select(1, group.reshape(-1)).view(2, *group.shape)
         first = index * bits
         word, last = start + (first >> 5), self.words.shape[0] - 1
         # an integer that ends with its word reads a further word for nothing: clamped at the end

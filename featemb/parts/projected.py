@@ -66,6 +66,7 @@ class Projected(Source):
         projection: vectors ``[..., w]`` and features -> ``[..., D]``.
     """
 
+    by_number: ClassVar[bool] = True
     address: nn.Module
     rows: nn.Module
     projection: nn.Module
@@ -98,6 +99,7 @@ class Widened(Source):
         feature: the feature.
     """
 
+    by_number: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"directions": "decoder"}
     base: nn.Module
     hot: nn.Module

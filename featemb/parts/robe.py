@@ -31,6 +31,7 @@ class RobeBlocks(Source):
     """
 
     memory_parts: ClassVar[dict[str, str]] = {"seed": "seeds"}
+    by_number: ClassVar[bool] = True
     rows: nn.Module
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Lookup(Source):
         combine: vectors ``[..., L, C]`` -> ``[..., D]``.
     """
 
+    by_number: ClassVar[bool] = True
     address: nn.Module
     rows: nn.Module
     combine: nn.Module
@@ -48,6 +49,7 @@ class DigitLookup(Source):
         multiply: whether to multiply rather than add.
     """
 
+    by_number: ClassVar[bool] = True
     address: nn.Module
     rows: nn.Module
     used: tuple[int, ...]

@@ -76,6 +76,11 @@ class Supernet(Source):
     variants: ClassVar[tuple[Tensor, Tensor, Tensor] | None] = None
     largest: ClassVar[Tensor | None] = None
 
+    @property
+    def by_number(self) -> bool:  # type: ignore[override]  # the architecture is fixed, scores are not
+        """Whether rows are read by number alone: once the architecture is found."""
+        return self.form == "architecture"
+
     def forward(self, ids: Tensor, feature: Tensor) -> Tensor:
         """Return vectors ``[..., D]``: in training of the supernet, else as `form` says."""
         rows = self.address(ids, feature)[..., 0]
