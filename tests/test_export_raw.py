@@ -40,7 +40,7 @@ def frame() -> pd.DataFrame:
     )
 
 
-def dataset(folder: Path, multi: bool) -> Dataset:
+def dataset(folder: Path, multi: bool, hashing: dict[str, int] | None = None) -> Dataset:
     columns: list[dict[str, Any]] = [
         {"name": "user", "min_count": 3},
         {"name": "city"},
@@ -50,7 +50,11 @@ def dataset(folder: Path, multi: bool) -> Dataset:
         {"name": "price", "kind": "numeric"},
         {"name": "time", "kind": "numeric", "transform": "none"},
     ]
-    recipe = {"label": "click", "columns": columns, "split": {"rule": "order"}}
+    recipe: dict[str, Any] = {"label": "click", "columns": columns, "split": {"rule": "order"}}
+    if hashing is not None:
+        recipe["hashing"] = hashing
+        for column in columns:
+            column.pop("min_count", None)
     frame().to_parquet(folder / "rows.parquet")
     (folder / "recipe.json").write_text(pd.Series(recipe).to_json())
     return datasets.load(
@@ -63,9 +67,12 @@ def model(data: Dataset) -> fe.models.CTRModel:
     return fe.models.build("deepfm", embedding=layer, hidden=(6,)).freeze()
 
 
+@pytest.mark.parametrize("hashing", [None, {"size": 50, "seed": 3}], ids=["known", "hashed"])
 @pytest.mark.parametrize("multi", [False, True])
-def test_an_encoder_gives_the_ids_of_training(multi: bool, tmp_path: Path) -> None:
-    data = dataset(tmp_path, multi)
+def test_an_encoder_gives_the_ids_of_training(
+    multi: bool, hashing: dict[str, int] | None, tmp_path: Path
+) -> None:
+    data = dataset(tmp_path, multi, hashing)
     assert data.encoding is not None
     encoder = data.encoding.encoder(data.schema)
     rows = frame().drop(columns="click")
@@ -82,8 +89,9 @@ def test_an_encoder_gives_the_ids_of_training(multi: bool, tmp_path: Path) -> No
         assert all(torch.equal(a, b) for a, b in zip(ids, wanted.ids, strict=True))
 
 
-@pytest.mark.parametrize("to", ["safetensors", "pt2", "onnx"])
-@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize(
+    ("multi", "to"), [(False, "safetensors"), (True, "safetensors"), (True, "pt2"), (True, "onnx")]
+)
 def test_raw_rows_score_as_in_training(multi: bool, to: str, tmp_path: Path) -> None:
     data = dataset(tmp_path, multi)
     assert data.encoding is not None
