@@ -12,7 +12,7 @@ from torch import nn
 
 import featemb
 from featemb import models
-from featemb.benchmarks.exporting import MODEL
+from featemb.benchmarks.exporting import model_file
 from featemb.errors import ConfigError
 from featemb.export import Artefact
 from featemb.frozen import FrozenEmbedding
@@ -66,10 +66,11 @@ def read(path: Path, folder: Path, plain: bool = True) -> Subject:
 
     Raises:
         ConfigError: a file is no package that keeps its layer or model.
-        FormatError: the file is missing or corrupt.
+        FormatError: the file is corrupt.
+        RunError: there is none, or the run kept no model.
         SchemaError: plain tables are wanted, and a feature is unbounded.
     """
-    file = path / MODEL if path.is_dir() else path
+    file = model_file(path)
     net = module_of(file)
     outline = Outline.of(net)
     schema = outline.schema
