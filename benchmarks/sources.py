@@ -17,11 +17,13 @@ import torch
 from featemb.benchmarks.config import RunConfig
 from featemb.datasets import Dataset, Recipe, Split, names
 from featemb.datasets import load as load_dataset
+from featemb.datasets.shard_index import FILE as INDEX
+from featemb.datasets.shard_index import is_sharded
 from featemb.errors import DataError, nearest
 from featemb.files import replacing
 
 # Options of `featemb.datasets.load` that say where files are, not what they hold.
-_PLACES = ("root", "cache", "schema")
+_PLACES = ("root", "cache", "schema", "check")
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -44,14 +46,16 @@ def file_digest(path: str) -> str:
         DataError: there is no such file.
     """
     _require_known(path)
-    stat = Path(path).stat()
+    stat = (Path(path) / INDEX if is_sharded(path) else Path(path)).stat()
     return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=64)
 def _digest(path: str, _modified: int, _size: int) -> str:
     digest = hashlib.sha256()
-    if Path(path).is_dir():
+    if is_sharded(path):
+        digest.update((Path(path) / INDEX).read_bytes())  # it holds the checksums of all files
+    elif Path(path).is_dir():
         for inner in sorted(one for one in Path(path).rglob("*") if one.is_file()):
             digest.update(f"{inner.relative_to(path)} {inner.stat().st_size}\n".encode())
     else:

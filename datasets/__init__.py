@@ -14,6 +14,7 @@ from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
 from featemb.datasets.shard_index import Index, Shard, read_index, verify
+from featemb.datasets.sharded import ShardedSplit, open_shards
 from featemb.datasets.synthetic import synthetic
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Index",
     "Recipe",
     "Shard",
+    "ShardedSplit",
     "Split",
     "SplitRule",
     "encode",
@@ -33,6 +35,7 @@ __all__ = [
     "infer",
     "load",
     "names",
+    "open_shards",
     "read_index",
     "synthetic",
     "verify",

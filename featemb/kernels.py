@@ -126,7 +126,10 @@ def dequantise(codes: Tensor, pairs: Tensor, bits: int, width: int) -> Tensor:
 
 def _dequantise(codes: Tensor, pairs: Tensor, bits: int, width: int) -> Tensor:
     scale, bias = pairs[:, :1], pairs[:, 1:]
-    return unpack(codes, bits, width).float().mul_(scale).add_(bias)
+    numbers = unpack(codes, bits, width).float()
+    if tracing():
+        return numbers.mul_(scale).add_(bias)
+    return torch.addcmul(bias, numbers, scale)
 
 
 def _pairs(stored: Tensor, bits: int) -> Tensor:
