@@ -137,6 +137,8 @@ class CollectionRows(nn.Module):
         super().__init__()
         self.width = width
         self.collection = _collection({_KEY: table}, {_KEY: [_KEY]}, {_KEY: "sum"})
+        with quiet():  # the first call tells of tracing
+            self(torch.zeros(1, dtype=torch.int64))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Look up rows, each a bag of its own."""
