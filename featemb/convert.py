@@ -29,10 +29,12 @@ from featemb.conversion.report import (
     rest_bytes,
     tensors,
 )
+from featemb.errors import ConfigError
 from featemb.frozen import FrozenEmbedding
 from featemb.grammar import write
 from featemb.memory import tensor_bytes
 from featemb.schema import Schema
+from featemb.spec import Spec
 
 _MEASURED_ROWS = 1 << 16
 
@@ -50,6 +52,7 @@ def convert(
     counts: Mapping[str, Any] | None = None,
     schema: Schema | None = None,
     inplace: bool = False,
+    method: str | Spec | None = None,
 ) -> nn.Module:
     """Return a trained model with its embedding tables in compressed form.
 
@@ -78,12 +81,17 @@ def convert(
         counts: name -> how often each row of a table is read, ``[R]``, to weigh its errors by.
         schema: features with counts, for frozen layers of featemb, which keep none.
         inplace: replace the tables in the model itself.
+        method: put layers of a method, to be trained, in the place of TorchRec's
+            ``EmbeddingBagCollection``s instead; beside it ratio, budget, inplace alone.
 
     Raises:
         ConfigError: no table fits, a chosen one cannot be converted, or an argument is wrong.
         BudgetError: the tables cannot get that small; ``floor`` is the smallest number of bytes.
         DataError: a table's numbers do not fit the codec's format.
     """
+    if method is not None:
+        others = (codec, tables, min_bytes, counts, schema, skip or None)
+        return stood_in(model, method, inplace, others, ratio=ratio, budget=budget)
     found = find_tables(model)
     with_counts(found, counts or {})
     if schema is not None:
@@ -95,6 +103,27 @@ def convert(
     inside = [made.get_submodule(one.name) for one in found]
     report = Conversion(tuple(entry.report for entry in entries), rest_bytes(made, inside))
     return attach(made.eval(), report)
+
+
+def stood_in(
+    model: nn.Module,
+    method: str | Spec,
+    inplace: bool,
+    others: Iterable[Any],
+    **size: float | int | str | None,
+) -> nn.Module:
+    """Return a model with layers of a method in the place of TorchRec's collections.
+
+    Raises:
+        ConfigError: it holds none, other arguments were given, or TorchRec is missing.
+    """
+    from featemb.torchrec.replace import stand_ins
+
+    if any(one is not None for one in others):
+        raise ConfigError("with a method, convert takes ratio, budget and inplace alone")
+
+    swaps = stand_ins(model, method, **size)
+    return put_in_place(model, swaps) if inplace else copied(model, swaps)
 
 
 @dataclass(frozen=True)
