@@ -60,8 +60,7 @@ def convert(
 
         small = fe.convert(model, "int8")
         small = fe.convert(model, {"*user*": "pq(parts=4)", "*": "int8"}, min_bytes="1MB")
-        small = fe.convert(model, ratio=10)
-        print(fe.conversion(small))
+        print(fe.conversion(fe.convert(model, ratio=10)))
 
     Tables are `nn.Embedding`, `nn.EmbeddingBag` (TorchRec's collections are made of them), and
     layers of featemb, anywhere in the model. What takes their place is called in the same way;
@@ -81,8 +80,7 @@ def convert(
         counts: name -> how often each row of a table is read, ``[R]``, to weigh its errors by.
         schema: features with counts, for frozen layers of featemb, which keep none.
         inplace: replace the tables in the model itself.
-        method: put layers of a method, to be trained, in the place of TorchRec's
-            ``EmbeddingBagCollection``s instead; beside it ratio, budget, inplace alone.
+        method: layers of it, to be trained, replace TorchRec's collections; with ratio or budget.
 
     Raises:
         ConfigError: no table fits, a chosen one cannot be converted, or an argument is wrong.
@@ -90,8 +88,8 @@ def convert(
         DataError: a table's numbers do not fit the codec's format.
     """
     if method is not None:
-        others = (codec, tables, min_bytes, counts, schema, skip or None)
-        return stood_in(model, method, inplace, others, ratio=ratio, budget=budget)
+        others = [codec, tables, min_bytes, counts, schema, skip or None]
+        return stood_in(model, method, inplace, others, {"ratio": ratio, "budget": budget})
     found = find_tables(model)
     with_counts(found, counts or {})
     if schema is not None:
@@ -110,7 +108,7 @@ def stood_in(
     method: str | Spec,
     inplace: bool,
     others: Iterable[Any],
-    **size: float | int | str | None,
+    size: Mapping[str, Any],
 ) -> nn.Module:
     """Return a model with layers of a method in the place of TorchRec's collections.
 
