@@ -87,14 +87,13 @@ def convert(
         BudgetError: the tables cannot get that small; ``floor`` is the smallest number of bytes.
         DataError: a table's numbers do not fit the codec's format.
     """
+    wish = Wish(codec, patterns(tables), patterns(skip), min_bytes, budget, ratio)
     if method is not None:
-        others = [codec, tables, min_bytes, counts, schema, skip or None]
-        return stood_in(model, method, inplace, others, {"ratio": ratio, "budget": budget})
+        return stood_in(model, method, inplace, wish)
     found = find_tables(model)
     with_counts(found, counts or {})
     if schema is not None:
         with_schema(found, schema)
-    wish = Wish(codec, patterns(tables), patterns(skip), min_bytes, budget, ratio)
     entries = [_entry(*one) for one in planned(found, wish)]
     swaps = {old: new for entry in entries for old, new in entry.swaps.items()}
     made = put_in_place(model, swaps) if inplace else copied(model, swaps)
@@ -103,23 +102,17 @@ def convert(
     return attach(made.eval(), report)
 
 
-def stood_in(
-    model: nn.Module,
-    method: str | Spec,
-    inplace: bool,
-    others: Iterable[Any],
-    size: Mapping[str, Any],
-) -> nn.Module:
+def stood_in(model: nn.Module, method: str | Spec, inplace: bool, wish: Wish) -> nn.Module:
     """Return a model with layers of a method in the place of TorchRec's collections.
 
     Raises:
-        ConfigError: it holds none, other arguments were given, or TorchRec is missing.
+        ConfigError: it holds none, codecs or tables were chosen, or TorchRec is missing.
     """
     from featemb.torchrec.replace import stand_ins
 
-    if any(one is not None for one in others):
+    size = {"budget": wish.budget, "ratio": wish.ratio}
+    if wish != Wish(None, patterns(None), patterns(()), None, wish.budget, wish.ratio):
         raise ConfigError("with a method, convert takes ratio, budget and inplace alone")
-
     swaps = stand_ins(model, method, **size)
     return put_in_place(model, swaps) if inplace else copied(model, swaps)
 
