@@ -223,3 +223,7 @@ def test_encoding_is_that_of_the_record() -> None:
             line = f"| {found['rows']:,} | {name} | {rate:,} | {alone:,} | {share:.2f} | "
             line += f"{found['peak_bytes'][name] / 1e6:,.0f} |"
             assert line in text, line
+    record = json.loads((ROOT / "docs/results/speed/encode_45m.json").read_text())
+    assert record["peak_bytes"] < record["memory"]
+    assert f"peaked at {record['peak_bytes'] / 1e6:,.0f} MB" in text
+    assert f"{record['rows_per_second_by_processor_seconds']:,} rows a second" in text
