@@ -16,6 +16,7 @@ from featemb.datasets.registry import find, load, names
 from featemb.datasets.shard_index import Index, Shard, read_index, verify
 from featemb.datasets.sharded import ShardedSplit, open_shards
 from featemb.datasets.synthetic import synthetic
+from featemb.datasets.timeline import Timeline, timeline
 
 __all__ = [
     "Bag",
@@ -30,6 +31,7 @@ __all__ = [
     "ShardedSplit",
     "Split",
     "SplitRule",
+    "Timeline",
     "encode",
     "find",
     "infer",
@@ -38,5 +40,6 @@ __all__ = [
     "open_shards",
     "read_index",
     "synthetic",
+    "timeline",
     "verify",
 ]

@@ -24,8 +24,8 @@ from featemb.cli import main
 from featemb.datasets import Column, Dataset, Recipe, ShardedSplit, SplitRule, load, open_shards
 from featemb.datasets.bulk.encode import encode_shards
 from featemb.datasets.order import BlockOrder
-from featemb.datasets.source import table
 from featemb.datasets.stream import ahead
+from featemb.datasets.tables import table
 from featemb.errors import DataError
 
 ROWS = 3000
