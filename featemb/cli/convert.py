@@ -159,7 +159,7 @@ def _table(found: Conversion) -> Table:
         also = f" (+{len(one.others)})" if one.others else ""
         table.add_row(
             f"{one.name or '(the model)'}{also}",
-            f"{one.rows:,} x {one.width}",
+            f"{one.rows:,} x {one.width}" if one.rows else "",
             one.codec or f"stays: {one.reason}",
             f"{one.before:,}",
             f"{one.after:,}",
