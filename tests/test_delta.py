@@ -20,6 +20,7 @@ import featemb as fe
 from featemb import models, package
 from featemb.changes import changed, patched
 from featemb.cli import main
+from featemb.export import Encoder, RawFeature
 
 SCHEMA = fe.Schema([fe.Feature("user", 900), fe.Feature("item", 300)], ["price"])
 LAYERS = [f"full+{codec}" for codec in fe.codecs()] + [
@@ -319,6 +320,26 @@ def test_a_served_layer_shares_what_does_not_change(tmp_path: Path) -> None:
     assert shared == ["source.address.seed"]
     newer, every = fe.load(tmp_path / "new"), torch.arange(300)[:, None].expand(-1, 2)
     assert torch.equal(served(every), newer(every))
+
+
+def test_an_exported_package_goes_on_scoring_raw_rows(tmp_path: Path) -> None:
+    schema = fe.Schema([fe.Feature("user", 4), fe.Feature("city", 3)])
+    users = RawFeature(name="user", values=[17, 23, 99])
+    encoder = Encoder.of(schema, [users, RawFeature(name="city", cells="text", values=["a", "b"])])
+    for number, name in enumerate(("old", "new")):
+        net = fe.embedding(schema, "full+int8(scales=row)", dim=8, seed=number)
+        fe.export(net, tmp_path / name, encoder=encoder)
+    fe.delta(tmp_path / "old", tmp_path / "new", tmp_path / "delta")
+    served, rows = fe.serve(tmp_path / "old"), {"user": [17, 5], "city": ["b", None]}
+    before = served.raw(rows)
+    assert served.apply(tmp_path / "delta")
+    assert torch.equal(served.raw(rows), fe.load(tmp_path / "new").raw(rows))
+    assert not torch.equal(served.raw(rows), before)
+    assert fe.apply_delta(tmp_path / "old", tmp_path / "delta")
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "new").read_bytes()
+    layer("full").save(tmp_path / "ids")
+    with pytest.raises(fe.ConfigError, match="holds no encoder"):
+        fe.serve(tmp_path / "ids").raw(rows)
 
 
 def test_readers_never_see_a_mixture(tmp_path: Path) -> None:
