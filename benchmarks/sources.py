@@ -74,7 +74,7 @@ def load(config: RunConfig) -> Dataset:
     """Load a run's data; the last two data sets of this process are kept.
 
     Raises:
-        DataError: the data are missing or malformed.
+        DataError: the data are missing or malformed, or have unbounded features.
     """
     _require_known(config.data)
     settings = identity(config)
@@ -85,7 +85,13 @@ def load(config: RunConfig) -> Dataset:
 @lru_cache(maxsize=2)
 def _load(data: str, options: str, _digests: tuple[str | None, ...]) -> Dataset:
     settings: Mapping[str, Any] = json.loads(options)
-    return load_dataset(data, **settings)
+    dataset = load_dataset(data, **settings)
+    if not dataset.schema.bounded:
+        raise DataError(
+            f"{data}: its ids are hashed without a bound, so no run can say its ratio to a plain "
+            "table: encode with a size (featemb data encode --hash --hash-size N), or use fe.fit"
+        )
+    return dataset
 
 
 def save_recipe(dataset: Dataset, path: Path) -> None:
@@ -122,6 +128,9 @@ def subsample(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
 
 
 def _counts(part: Split, dataset: Dataset) -> dict[str, npt.NDArray[np.int64]]:
+    """Count the ids of each feature; hashed ids have no counts."""
+    if dataset.encoding is not None and dataset.encoding.recipe.hashing is not None:
+        return {}
     counts = {}
     for f, (name, cardinality) in enumerate(
         zip(dataset.schema.names, dataset.schema.cardinalities, strict=True)

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from featemb.benchmarks import sources
+from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.speed import criteo_text
 from featemb.cli import main
 from featemb.datasets import Column, Dataset, Hashing, Recipe, SplitRule, encode, load
@@ -345,3 +347,16 @@ def test_only_needed_columns_of_parquet_are_read(tmp_path: Path, frame: pd.DataF
     other = Recipe(label="click", columns=[*recipe.columns, Column(name="cities")])
     with pytest.raises(DataError, match="no column 'cities'; did you mean 'city'"):
         encode_shards(source, other, tmp_path / "out", workers=1)
+
+
+def test_hashed_data_in_the_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in (("bounded", 1000), ("unbounded", None)):
+        encode("nycflights13_demo", tmp_path / name, hashing=Hashing(size=size), workers=1)
+    with pytest.raises(DataError, match="hashed without a bound"):
+        sources.load(RunConfig(data=str(tmp_path / "unbounded")))
+    data = sources.load(RunConfig(data=str(tmp_path / "bounded")))
+    part = sources.subsample(data, 500, seed=0)
+    assert len(part.splits["train"]) == 500
+    assert part.schema.features[0].counts is None
+    assert call("data", "show", tmp_path / "unbounded") == 0
+    assert "unbounded" in capsys.readouterr().out
