@@ -62,7 +62,8 @@ class Encoding:
         values, lengths = cells(batch, column)
         if self.recipe.hashing is not None:
             place = self.recipe.categorical.index(column)
-            ids = pa.array(self.recipe.hashing.ids(values, place))
+            trained = _cells(self.values[column.name])
+            ids = pa.array(self.recipe.hashing.ids(values, place, trained))
         else:
             ids = _places(values, self.values[column.name])
         if lengths is None:
@@ -115,13 +116,16 @@ class Encoding:
         Raises:
             ConfigError: two values of a vocabulary cannot be told apart when served.
         """
+        hashing = self.recipe.hashing
         features = [
             RawFeature(
                 name=c.name,
                 cells=_cells(self.values[c.name]),
+                rule="vocabulary" if hashing is None else "hash",
                 values=self.values[c.name],
                 multi=c.multi,
                 separator=c.separator,
+                seed=0 if hashing is None else hashing.seed,
             )
             for c in self.recipe.categorical
         ]

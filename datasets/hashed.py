@@ -49,17 +49,21 @@ class Hashing:
         if not (_whole(self.seed) and 0 <= self.seed < 1 << 43):
             raise DataError(f"hashing: seed must be in 0 .. 2^43 - 1, got {self.seed!r}")
 
-    def ids(self, values: pa.Array, feature: int) -> npt.NDArray[np.int64]:
+    def ids(
+        self, values: pa.Array, feature: int, cells: Cells | None = None
+    ) -> npt.NDArray[np.int64]:
         """Return the ids int64 ``[len(values)]`` of the values of a feature; 0 where null.
 
         Args:
             values: texts, int64 or float64.
             feature: number of the feature in the schema.
+            cells: what they were in training; None: what they are. Integers may come as floats,
+                as pandas holds them where one is missing.
 
         Raises:
             DataError: the values have another type.
         """
-        tokens = value_tokens(values, cells_of(values.type), str(feature))
+        tokens = value_tokens(values, cells or cells_of(values.type), str(feature))
         if self.size is None:
             return tokens & _LARGEST
         salt = np.uint64(mix64_int((self.seed << 20) + feature + 1))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from featemb.errors import FormatError
 from featemb.files import replacing
+from featemb.pages import empty
 
 FORMAT = 3
 _READ = (2, 3)  # 3 may hold an encoder and examples besides (see featemb.export)
@@ -209,21 +210,24 @@ def _contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
         tensors = {}
         for name in file.offset_keys():  # all bytes behind the header are theirs, in this order
             mapped = file.get_tensor(name)  # says dtype and shape; none of its pages is touched
-            tensors[name] = torch.empty_like(mapped)
-            _fill(tensors[name], raw, path)
+            tensors[name] = _filled(empty(mapped.shape, mapped.dtype), raw, path)
         return file.metadata() or {}, tensors
 
 
-def _fill(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> None:
+def _filled(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> Tensor:
     rest = tensor.reshape(-1).view(torch.uint8).numpy().data
     while rest:
         count = raw.readinto(rest)
         if not count:
             raise FormatError(f"{os.fspath(path)!r} became shorter while it was read")
         rest = rest[count:]
+    return tensor
 
 
-_LOAD = "featemb.load reads layers and models, featemb.apply_delta applies deltas"
+_LOAD = (
+    "featemb.load reads layers and models, featemb.apply_delta applies deltas, "
+    "featemb.load_converted reads converted models of other libraries"
+)
 
 
 def _deflate(text: str) -> str:

@@ -377,16 +377,15 @@ def call(*arguments: object, code: int = 0) -> None:
 
 def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new, _ = pair(tmp_path)
-    run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(old, run / "model.safetensors")
+    run = tmp_path / "served"
+    shutil.copy(old, run)
     call("delta", run, new, "--out", tmp_path / "d")
     told = capsys.readouterr().out
     assert "embedding.source.rows.codes" in told
     assert f"{(tmp_path / 'd').stat().st_size:,} bytes" in told
     call("apply", run, tmp_path / "d", "--out", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == new.read_bytes()
-    assert (run / "model.safetensors").read_bytes() == old.read_bytes()
+    assert run.read_bytes() == old.read_bytes()
     call("apply", run, tmp_path / "d")
     assert "brought up to date" in capsys.readouterr().out
     call("apply", run, tmp_path / "d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -65,13 +66,6 @@ def test_a_layer_answers_alike(to: str, tmp_path: Path) -> None:
     with pytest.raises(fe.IdError, match="feature 'item': id 41 in sample 1"):
         found(torch.tensor([[0, 0, 0, 0], [0, 41, 0, 0]]))
     assert os.listdir(tmp_path) == [to]
-
-
-def test_all_poolings_are_the_same_in_a_graph(tmp_path: Path) -> None:
-    frozen = layer(BAGS, "full+int8")
-    for to in ("pt2", "onnx"):
-        found = fe.export(frozen, tmp_path / to, to=to)
-        assert (found(bags()) - frozen(bags())).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("to", ["pt2", "onnx"])
@@ -194,6 +188,15 @@ def test_flipped_bytes_of_a_package_never_give_other_scores(
             fe.load(tmp_path / "file")
 
 
+@pytest.mark.parametrize(("to", "between"), [("pt2", 0), ("onnx", 18)])
+def test_a_seal_is_checked_without_featemb(to: str, between: int, files: dict[str, Path]) -> None:
+    """As docs/export.md says."""
+    whole = files[to].read_bytes()
+    body, label, digits = whole[: -52 - between], whole[-52:-32], whole[-32:]
+    assert label == b"featemb-blake2b-128:"
+    assert hashlib.blake2b(body, digest_size=16).hexdigest().encode() == digits
+
+
 def test_a_newer_version_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     header, tensors = package.read(files["safetensors"])
     package.write(tmp_path / "file", {**header, "format": 9}, tensors)
@@ -250,6 +253,32 @@ def test_a_header_that_does_not_fit_is_refused(files: dict[str, Path], tmp_path:
         package.write(tmp_path / "file", {**header, **change}, tensors)
         with pytest.raises(fe.FormatError):
             fe.load(tmp_path / "file")
+
+
+class Own(torch.nn.Module):
+    """A module of a user's own around a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = fe.embedding(SINGLE, "hash(rows=60)+int8", dim=8)
+        self.out = torch.nn.Linear(34, 1)
+
+    def forward(self, ids: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:
+        score: torch.Tensor = self.out(torch.cat([self.layer(ids), numeric], 1))[:, 0]
+        return score
+
+
+def test_a_module_of_ones_own(tmp_path: Path) -> None:
+    net = Own()
+    ids, numeric = single_ids(), torch.randn(64, 2)
+    found = fe.export(net, tmp_path / "file", to="pt2", examples=(ids, numeric))
+    assert isinstance(net.layer, fe.FeatureEmbedding), "the original is left alone"
+    assert found.manifest["bytes"]["net"] == 35 * 4
+    assert found.memory().serving == net.layer.memory().serving
+    net.layer = net.layer.freeze()
+    assert (found(ids, numeric) - net(ids, numeric)).abs().max() < 1e-6
+    with pytest.raises(fe.ExportError, match=r"not a Own: use pt2"):
+        fe.export(net, tmp_path / "other", examples=(ids, numeric))
 
 
 def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:

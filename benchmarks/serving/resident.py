@@ -80,14 +80,14 @@ def _ids(size: int, count: int, how: str, random: np.random.Generator) -> npt.ND
 
 def eager(file: str, threads: int | None, device: str) -> Runner:
     """Return a package's module, called as it is."""
-    return _torch(_module(file, threads, device), device)
+    return in_torch(_module(file, threads, device), device)
 
 
 def compiled(file: str, threads: int | None, device: str) -> Runner:
     """Return a package's module behind ``torch.compile``, for any batch size."""
     import torch
 
-    return _torch(torch.compile(_module(file, threads, device), dynamic=True), device)
+    return in_torch(torch.compile(_module(file, threads, device), dynamic=True), device)
 
 
 def onnx(file: str, threads: int | None, device: str) -> Runner:
@@ -135,7 +135,8 @@ def _module(file: str, threads: int | None, device: str) -> Any:
     return getattr(held, "module", held).to(device).eval()
 
 
-def _torch(module: Callable[..., Any], device: str) -> Runner:
+def in_torch(module: Callable[..., Any], device: str) -> Runner:
+    """Return a module, or what is called as one, as a runner."""
     import torch
 
     import featemb

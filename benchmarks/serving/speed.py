@@ -25,7 +25,8 @@ from featemb.benchmarks.serving.subject import Subject, module_of
 from featemb.errors import ConfigError, ExportError, RunError, nearest
 
 PACKAGE, PLAIN = "package", "plain"
-REFERENCE = f"{PLAIN} eager"
+# The network over fp32 tables as it comes from training: what there is without a package.
+TRAINED = "trained eager"
 # Forms that are a file of their own, by the target of `featemb.export`.
 _EXPORTED = {"onnx": "onnx", "aoti": "aoti"}
 _SUFFIX = {"onnx": ".onnx", "aoti": ".pt2"}
@@ -163,6 +164,9 @@ def _latency(
             runners[form] = runner
         else:
             missing[form] = why
+    if subject.plain is not None:
+        net = subject.trained().to(settings.device)
+        runners[TRAINED] = resident.in_torch(net, settings.device)
     found = []
     for batch in settings.batches:
         watch(f"batch {batch}")
@@ -175,7 +179,7 @@ def _latency(
             settings.device,
             settings.seed,
         )
-        each = summary(seconds, batch, REFERENCE if REFERENCE in runners else None)
+        each = summary(seconds, batch, TRAINED if TRAINED in runners else None)
         found += [{"batch": batch, "form": form, **values} for form, values in each.items()]
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from torch import nn
 
 import featemb
 from featemb import models
-from featemb.benchmarks.exporting import MODEL
+from featemb.benchmarks.exporting import model_file
 from featemb.errors import ConfigError
 from featemb.export import Artefact
 from featemb.frozen import FrozenEmbedding
+from featemb.layer import FeatureEmbedding
 from featemb.memory import tensor_bytes
 from featemb.models import CTRModel
 from featemb.schema import Schema
@@ -32,13 +33,16 @@ class Subject:
         schema: of its ids.
         numeric: number of its numeric columns.
         facts: what it is, JSON-able.
-        plain: a package of the same network over plain fp32 tables, or None.
+        trained: makes the same network, or layer, over plain fp32 tables as it comes from training,
+            in eval mode; its weights are new.
+        plain: a package of that, frozen; None where it is not wanted.
     """
 
     package: Path
     schema: Schema
     numeric: int
     facts: Mapping[str, Any]
+    trained: Callable[[], nn.Module]
     plain: Path | None
 
     def columns(self, ids: str) -> dict[str, Any]:
@@ -62,29 +66,31 @@ def read(path: Path, folder: Path, plain: bool = True) -> Subject:
 
     Raises:
         ConfigError: a file is no package that keeps its layer or model.
-        FormatError: the file is missing or corrupt.
+        FormatError: the file is corrupt.
+        RunError: there is none, or the run kept no model.
         SchemaError: plain tables are wanted, and a feature is unbounded.
     """
-    file = path / MODEL if path.is_dir() else path
+    file = model_file(path)
     net = module_of(file)
-    owner = net.embedding if isinstance(net, CTRModel) else net
-    numeric = net.numeric if isinstance(net, CTRModel) else 0
+    outline = Outline.of(net)
+    schema = outline.schema
+    name, config, numeric = outline.model or (None, None, 0)
     facts = {
-        "model": net.name if isinstance(net, CTRModel) else None,
-        "config": net.config.to_dict() if isinstance(net, CTRModel) else None,
-        "features": owner.schema.num_features,
-        "rows": sum(owner.schema.cardinalities) if owner.schema.bounded else None,
-        "dim": owner.dim,
+        "model": name,
+        "config": config,
+        "features": schema.num_features,
+        "rows": sum(schema.cardinalities) if schema.bounded else None,
+        "dim": outline.dim,
         "numeric": numeric,
         "bytes": {"file": file.stat().st_size, **_bytes(net)},
     }
     beside = None
     if plain:
         beside = folder / "plain.safetensors"
-        twin = plain_twin(net)
+        twin = outline.trained().freeze("fp32")
         write(twin, beside)
         facts["plain_bytes"] = {"file": beside.stat().st_size, **_bytes(twin)}
-    return Subject(file, owner.schema, numeric, facts, beside)
+    return Subject(file, schema, numeric, facts, outline.trained, beside)
 
 
 def module_of(file: Path) -> Served:
@@ -103,18 +109,39 @@ def module_of(file: Path) -> Served:
     return module
 
 
-def plain_twin(net: Served) -> Served:
-    """Return the same network, or layer, over plain fp32 tables; its weights are new.
+@dataclass(frozen=True)
+class Outline:
+    """A network without its tensors.
 
-    Raises:
-        SchemaError: a feature is unbounded.
+    Attributes:
+        schema: of its ids.
+        dim: width of a feature.
+        model: name and settings, and the number of numeric columns; None for a layer alone.
     """
-    owner = net.embedding if isinstance(net, CTRModel) else net
-    table = featemb.embedding(owner.schema, "full", dim=owner.dim)
-    if not isinstance(net, CTRModel):
-        return table.freeze("fp32")
-    config = net.config.to_dict()
-    return models.build(net.name, embedding=table, numeric=net.numeric, **config).freeze("fp32")
+
+    schema: Schema
+    dim: int
+    model: tuple[str, Mapping[str, Any], int] | None
+
+    @classmethod
+    def of(cls, net: Served) -> Outline:
+        """Return that of a served layer or model."""
+        if isinstance(net, FrozenEmbedding):
+            return cls(net.schema, net.dim, None)
+        model = (net.name, net.config.to_dict(), net.numeric)
+        return cls(net.embedding.schema, net.embedding.dim, model)
+
+    def trained(self) -> FeatureEmbedding | CTRModel:
+        """Return the network, or layer, over plain fp32 tables; its weights are new.
+
+        Raises:
+            SchemaError: a feature is unbounded.
+        """
+        table = featemb.embedding(self.schema, "full", dim=self.dim)
+        if self.model is None:
+            return table.eval()
+        name, config, numeric = self.model
+        return models.build(name, embedding=table, numeric=numeric, **config).eval()
 
 
 def untrained(

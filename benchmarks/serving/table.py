@@ -11,11 +11,11 @@ _COLUMNS = ("file", "before", "loaded", "growth", "served", "most")
 
 
 def latency_table(record: Mapping[str, Any], title: str) -> Table:
-    """Return latencies, rows a second, and how many times as fast as plain eager."""
+    """Return latencies, rows a second, and how many times as fast as the network in training."""
     table = Table(title=title)
     for name in ("batch", "tables", "form"):
         table.add_column(name, justify="right" if name == "batch" else "left")
-    for name in ("p50 ms", "p99 ms", "rows/s", "x plain eager"):
+    for name in ("p50 ms", "p99 ms", "rows/s", "x trained eager"):
         table.add_column(name, justify="right")
     before = None
     for row in record["latency"]:

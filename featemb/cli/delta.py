@@ -30,8 +30,9 @@ def delta(
 ) -> None:
     """Write what changed between two packages of one schema, for `featemb apply`."""
     import featemb
+    from featemb.benchmarks.exporting import model_file
 
-    made = featemb.delta(_package(old), _package(new), out)
+    made = featemb.delta(model_file(old), model_file(new), out)
     if made.changed:
         settings.console().print(_table(made))
     typer.echo(
@@ -49,16 +50,11 @@ def apply(
 ) -> None:
     """Bring a package up to date: at once, checked, or not at all."""
     import featemb
+    from featemb.benchmarks.exporting import model_file
 
-    path = _package(package)
+    path = model_file(package)
     done = featemb.apply_delta(path, delta, out)
     typer.echo(f"{out or path}: {'brought up to date' if done else 'up to date already'}")
-
-
-def _package(path: Path) -> Path:
-    from featemb.benchmarks.exporting import MODEL
-
-    return path / MODEL if path.is_dir() else path
 
 
 def _table(made: Delta) -> Table:

@@ -105,7 +105,9 @@ class BlockIntRows(Part):
     def _pairs(self, blocks: Tensor) -> Tensor:
         if tracing():
             return self.scales.index_select(0, blocks)
-        return gather_bytes(self.scales.view(torch.uint8), blocks).view(self.scales.dtype)
+        both = torch.int64 if self.scales.dtype == torch.float32 else torch.int32
+        found = self.scales.view(both).view(-1).index_select(0, blocks)
+        return found[:, None].view(self.scales.dtype)
 
     def extra_repr(self) -> str:
         """Shape and format, for printing."""

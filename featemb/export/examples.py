@@ -42,6 +42,17 @@ def generated(schema: Schema, numeric: int, batch: int = GENERATED) -> tuple[Any
     return Jagged(torch.cat(values), torch.cat(lengths)), numbers
 
 
+def numbers_in(examples: Any) -> Tensor | None:
+    """Return the numeric columns of examples in any accepted form, where they have some."""
+    if hasattr(examples, "ids"):
+        found: Tensor | None = examples.numeric
+        return found
+    if isinstance(examples, tuple) and not isinstance(examples, Jagged):
+        second: Tensor | None = examples[1]
+        return second
+    return None
+
+
 def as_ids(examples: Any, schema: Schema, numeric: int) -> tuple[Tensor | Jagged, Tensor | None]:
     """Return ids and numbers of examples in any accepted form.
 
@@ -60,9 +71,9 @@ def as_ids(examples: Any, schema: Schema, numeric: int) -> tuple[Tensor | Jagged
     if examples is None:
         ids, numbers = generated(schema, numeric)
     elif hasattr(examples, "ids"):
-        ids, numbers = examples.ids, examples.numeric
+        ids, numbers = examples.ids, numbers_in(examples)
     elif isinstance(examples, tuple) and not isinstance(examples, Jagged):
-        ids, numbers = examples
+        ids, numbers = examples[0], numbers_in(examples)
     if numeric and numbers is None:
         raise DataError(f"the examples lack their {numeric} numeric columns: give (ids, numeric)")
     return parse(ids, schema), numbers if numeric else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,7 +44,8 @@ def export(
     examples, at several batch sizes. Where they differ there is no file.
 
     Args:
-        served: a layer, a frozen layer, or a model of `featemb.models`, trained or frozen.
+        served: a layer or a model of `featemb.models`, trained or frozen; or any module that holds
+            layers and is called as ``net(ids)`` or ``net(ids, numeric)``, to a graph's target.
         path: target; an existing file is replaced only by a complete and checked one.
         to: "safetensors", "pt2" (torch.export), "aoti" (AOTInductor), "onnx", or "torchrec".
         encoder: what turns raw columns into ids and numbers; it travels inside the file.
@@ -95,9 +97,16 @@ def _written(made: Prepared, to: str, file: Path, tolerance: float) -> None:
     except FeatembError:
         raise
     except Exception as error:  # exporters and runtimes raise whatever they like
-        raise ExportError(f"{to}: the export fails: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{to}: the export fails: {_reason(error)}") from error
     if worst > tolerance:
         raise ExportError(
             f"{to}: the outputs differ from the frozen original by {worst:.3g}, "
             f"{tolerance:.3g} is allowed; nothing was written"
         )
+
+
+def _reason(error: Exception) -> str:
+    """Return what an exporter means: the part behind its advice, without colours, in one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    told = " ".join(text.rpartition("## Exception summary")[2].split())
+    return f"{type(error).__name__}: {told[:600]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Mapping
@@ -68,35 +69,57 @@ def frozen_form(served: nn.Module) -> nn.Module:
     """Return a layer or model as it is served, on the CPU; one that is already is itself.
 
     Raises:
-        ConfigError: it is neither a layer nor a model.
+        ConfigError: it holds no embedding layer.
     """
-    if kinds.of(served) is None and not isinstance(served, FeatureEmbedding):
+    if not layers_of(served):
         raise ConfigError(
             f"a {type(served).__name__} is no layer of featemb.embedding, no frozen layer and no "
-            "model of featemb.models: export one of these"
+            "model of featemb.models, and holds no layer: export one of these"
         )
-    training = any(isinstance(one, FeatureEmbedding) for one in served.modules())
-    net: nn.Module = served.freeze() if training else served  # type: ignore[operator]
+    trained = [one for one in layers_of(served) if isinstance(one, FeatureEmbedding)]
+    net = served
+    if trained and (kinds.of(served) is not None or isinstance(served, FeatureEmbedding)):
+        net = served.freeze()  # type: ignore[operator]  # a layer or a model
+    elif trained:
+        frozen: dict[int, Any] = {id(one): one.freeze() for one in trained}
+        net = copy.deepcopy(served, frozen).requires_grad_(False)
     tensors = [*net.parameters(), *net.buffers()]
     if any(one.device.type != "cpu" for one in tensors):
         net = copy.deepcopy(net).to("cpu")
     return net.eval()
 
 
-def schema_of(net: nn.Module) -> tuple[Schema, int]:
-    """Return the schema of a layer or model, and the number of its numeric columns."""
+def layers_of(net: nn.Module) -> list[EmbeddingBase]:
+    """Return the embedding layers of a module, without those inside of others."""
+    if isinstance(net, EmbeddingBase):
+        return [net]
+    return [layer for child in net.children() for layer in layers_of(child)]
+
+
+def schema_of(net: nn.Module, numeric: Tensor | None) -> tuple[Schema, int]:
+    """Return the schema of a layer or model, and the number of its numeric columns.
+
+    Args:
+        net: the layer or model; a module of the user's own is called as a model is.
+        numeric: of the examples, where they have some: they count the columns of such a module.
+    """
     if isinstance(net, EmbeddingBase):
         return net.schema, 0
     owner: Any = net
-    return owner.embedding.schema, owner.numeric
+    if kinds.of(net) is not None:
+        return owner.embedding.schema, owner.numeric
+    schema = layers_of(net)[0].schema
+    takes = len(inspect.signature(net.forward).parameters) > 1
+    count = len(schema.numeric) if numeric is None else numeric.shape[1]
+    return schema, count if takes else 0
 
 
 def memory_of(net: nn.Module) -> tuple[Memory, int]:
     """Return the serving bytes of the embedding layers by part, and the bytes of all else."""
-    if isinstance(net, EmbeddingBase):
-        return Memory(module_bytes(net)), 0
-    total: Any = net
-    return Memory(total.memory().parts), total.net_bytes()
+    total = Memory()
+    for layer in layers_of(net):
+        total = total + Memory(module_bytes(layer))
+    return total, sum(module_bytes(net).values()) - total.serving
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -128,16 +151,17 @@ def manifest_of(
     raw: bool,
     tolerance: float,
     about: Mapping[str, Any],
+    columns: tuple[Schema, int],
 ) -> dict[str, Any]:
     """Return what a file says of itself, JSON-able; examples are added by the exporter."""
-    schema, numeric = schema_of(net)
+    schema, numeric = columns
     memory, rest = memory_of(net)
     kind = kinds.of(net)
     vocabulary = sum(map(tensor_bytes, encoder.buffers())) if encoder is not None else 0
     return {
         "format": FORMAT,
         "target": target,
-        "kind": "embedding" if kind is None else kind.name,
+        "kind": "module" if kind is None else kind.name,
         "name": getattr(net, "name", type(net).__name__),
         "schema": json.loads(schema.without_counts().to_json()),
         "numeric": numeric,

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from featemb.errors import ConfigError
 from featemb.export.artefact import row_tokens
 from featemb.export.encoder import Encoder
-from featemb.export.examples import as_ids, batch_of, head, kept_rows, packed, raw_inputs
+from featemb.export.examples import (
+    as_ids,
+    batch_of,
+    head,
+    kept_rows,
+    numbers_in,
+    packed,
+    raw_inputs,
+)
 from featemb.export.graph import Inputs, inputs_of
 from featemb.export.job import Job, manifest_of, memory_of, schema_of
 from featemb.export.safetensors import encoded
@@ -46,7 +54,7 @@ def prepared(
     about: dict[str, Any],
 ) -> Prepared:
     """Bring the examples to the form of the file, score them, and keep a few for later checks."""
-    schema, numeric = schema_of(net)
+    schema, numeric = schema_of(net, numbers_in(examples))
     if encoder is not None and encoder.names != schema.names:
         raise ConfigError(f"the encoder is of {encoder.names}, the layer of {schema.names}")
     if encoder is not None and numeric and len(encoder.numeric) != numeric:
@@ -57,7 +65,7 @@ def prepared(
     inputs, ids, numbers = _example_inputs(examples, schema, numeric, encoder, raw)
     with torch.no_grad():
         wanted: Tensor = net(ids) if numbers is None else net(ids, numbers)
-    manifest = manifest_of(net, to, encoder, raw, tolerance, about)
+    manifest = manifest_of(net, to, encoder, raw, tolerance, about, (schema, numeric))
     memory, rest = memory_of(net)
     width = 1 if wanted.dim() == 1 else wanted.shape[1]
     rows = min(batch_of(inputs), kept_rows(memory.serving + rest, width, schema.num_features))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def _tidy(path: Path) -> None:
             sample = _SAMPLES in info.filename
             text = info.filename.endswith("/models/model.json")
             made.compress_type = zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED
-            new.writestr(made, b"" if sample else old.read(info))
+            with new.open(made, "w", force_zip64=True) as target, old.open(info) as source:
+                if not sample:
+                    shutil.copyfileobj(source, target)
     os.replace(tidy, path)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featemb import kinds, package
-from featemb.errors import FormatError
+from featemb.errors import ExportError, FormatError
 from featemb.export import encoder as encoders
 from featemb.export.archive import check_version
 from featemb.export.artefact import Artefact
@@ -23,9 +23,17 @@ _ENCODER = f"{package.BESIDE}encoder."
 
 
 def write(job: Job, path: Path) -> None:
-    """Write a package."""
+    """Write a package.
+
+    Raises:
+        ExportError: it is a module of another class than featemb's.
+    """
     kind = kinds.of(job.net)
-    assert kind is not None
+    if kind is None:
+        raise ExportError(
+            f"a package rebuilds layers and models of featemb, not a {type(job.net).__name__}: "
+            "use pt2, aoti or onnx, or export its layers"
+        )
     # the header of the package says the schema already
     manifest = {k: v for k, v in job.manifest.items() if k != "schema"}
     header = {**kind.describe(job.net), "kind": kind.name, "artefact": manifest}

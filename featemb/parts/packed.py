@@ -60,9 +60,10 @@ class PackedInts(Part):
         # an integer that ends with its word reads a further word for nothing: clamped at the end
         low = self._word(word.clamp(max=last)) & _MASK
         high = self._word((word + 1).clamp(max=last)) << _WORD
-        mask = (torch.ones_like(bits) << bits) - 1
-        values: Tensor = ((low | high) >> (first & (_WORD - 1))) & mask
-        return values
+        mask = torch.bitwise_left_shift(torch.ones_like(bits), bits) - 1
+        # the operator `>>` by a tensor has no form in ONNX, the function has
+        shifted = torch.bitwise_right_shift(low | high, first & (_WORD - 1))
+        return shifted & mask
 
     @torch.no_grad()
     def write(self, values: Tensor, group: int, first: int = 0) -> None:
