@@ -6,7 +6,10 @@ take turns, epoch by epoch, so that a noisy machine disturbs all of them alike:
 - ``as they lie``, ``shuffled``: `featemb.datasets.ShardedSplit.batches`, at several batch sizes;
 - ``in memory, shuffled``: `featemb.datasets.Split.batches` of the same rows;
 - ``copy``: ``memcpy`` of as many bytes as the batches of an epoch hold, in stretches of a chunk;
-- ``training waits``: share of a training epoch's time that a step waits for its batch.
+- ``training``: share of the time of training steps that they wait for their batch.
+
+Rates are given by the clock, best and median, and by the processor seconds of all threads, which do
+not depend on what else the machine does: what one processor gives that does nothing else.
 
 Run ``python -m featemb.benchmarks.speed.loading --out FILE``; it prints and writes JSON.
 """
@@ -56,28 +59,30 @@ def write(folder: Path, shards: int, rows: int) -> list[Shard]:
     return made
 
 
-def copy(rows: int) -> Callable[[int], float]:
+Seconds = tuple[float, float]  # by the clock, of the processor
+
+
+def copy(rows: int) -> Callable[[int], Seconds]:
     """Return a function that copies an epoch's bytes in stretches, and its seconds."""
     source = np.ones((rows, ROW_BYTES), np.uint8)
 
-    def once(_epoch: int) -> float:
-        began = time.perf_counter()
+    def once(_epoch: int) -> Seconds:
+        began, busy = time.perf_counter(), time.process_time()
         for start in range(0, rows, CHUNK_ROWS):
             source[start : start + CHUNK_ROWS].copy()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, time.process_time() - busy
 
     return once
 
 
-def epoch_of(split: Split, batch: int, shuffle: bool) -> Callable[[int], float]:
+def epoch_of(split: Split, batch: int, shuffle: bool) -> Callable[[int], Seconds]:
     """Return a function that goes through an epoch's batches, and its seconds."""
 
-    def once(epoch: int) -> float:
-        began = time.perf_counter()
+    def once(epoch: int) -> Seconds:
+        began, busy = time.perf_counter(), time.process_time()
         rows = sum(len(b.label) for b in split.batches(batch, shuffle=shuffle, epoch=epoch))
-        seconds = time.perf_counter() - began
         assert rows == len(split)
-        return seconds
+        return time.perf_counter() - began, time.process_time() - busy
 
     return once
 
@@ -107,35 +112,39 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     shards = write(folder, options.shards, options.rows // options.shards)
     split = ShardedSplit(shards, options.window, check=False)
     whole = Split(split.label, split.ids, (), split.numeric)
-    ways: dict[str, Callable[[int], float]] = {"copy": copy(len(split))}
+    ways: dict[str, Callable[[int], Seconds]] = {"copy": copy(len(split))}
     for batch in options.batch:
         ways[f"as they lie, batches of {batch}"] = epoch_of(split, batch, shuffle=False)
         ways[f"shuffled, batches of {batch}"] = epoch_of(split, batch, shuffle=True)
         ways[f"in memory, shuffled, batches of {batch}"] = epoch_of(whole, batch, shuffle=True)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in ways}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a batch is too small to share out; the loader has its own thread
     for turn in range(options.turns + 1):
         for name, way in ways.items():
             taken = way(turn)
             if turn:  # the first one warms up
                 seconds[name].append(taken)
+    torch.set_num_threads(threads)
     train = waiting(split.batches(4096, shuffle=True), options.steps)
     return summary(seconds, len(split)) | {"training": train}
 
 
-def summary(seconds: dict[str, list[float]], rows: int) -> dict[str, Any]:
-    """Return millions of rows a second and ratios to the copy, best and median."""
-    best = {name: min(values) for name, values in seconds.items()}
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        "million_rows_a_second_best": {k: round(rows / v / 1e6, 2) for k, v in best.items()},
-        "million_rows_a_second_median": {k: round(rows / v / 1e6, 2) for k, v in median.items()},
-        "seconds_to_those_of_the_copy_best": {
-            k: round(v / best["copy"], 2) for k, v in best.items()
-        },
-        "seconds_to_those_of_the_copy_median": {
-            k: round(v / median["copy"], 2) for k, v in median.items()
-        },
-    }
+def summary(seconds: dict[str, list[Seconds]], rows: int) -> dict[str, Any]:
+    """Return millions of rows a second and ratios to the copy."""
+    clock = {name: [one for one, _ in values] for name, values in seconds.items()}
+    busy = {name: min(one for _, one in values) for name, values in seconds.items()}
+    best = {name: min(values) for name, values in clock.items()}
+    median = {name: statistics.median(values) for name, values in clock.items()}
+    found: dict[str, Any] = {}
+    for word, taken in (("best", best), ("median", median), ("processor", busy)):
+        found[f"million_rows_a_second_{word}"] = {
+            name: round(rows / value / 1e6, 2) for name, value in taken.items()
+        }
+        found[f"seconds_to_those_of_the_copy_{word}"] = {
+            name: round(value / taken["copy"], 2) for name, value in taken.items()
+        }
+    return found
 
 
 def main() -> None:
