@@ -34,6 +34,7 @@ from featemb.errors import ConfigError
 from featemb.history import Batch
 from featemb.models import CTRModel
 from featemb.schema import Schema
+from featemb.starting import rows_later
 from featemb.torchrec import check_shardable, shard
 from featemb.torchrec.checkpoint import RankCheckpoint
 from featemb.torchrec.ranks import RankBatch, all_rows, parts_of
@@ -141,6 +142,16 @@ class Ranks(Alone):
         self._parts: dict[str, int] = {}
         self._device = "cpu"
 
+    def build(self, config: RunConfig, schema: Schema) -> CTRModel:
+        """Build the network without rows: each process makes its own alone.
+
+        Raises:
+            ConfigError: the method's rows cannot be divided.
+        """
+        self._parts = planned_bytes(config, schema)
+        with rows_later():
+            return build_network(config, schema, device="cpu")
+
     def run(
         self,
         net: CTRModel,
@@ -154,14 +165,8 @@ class Ranks(Alone):
         Returns:
             In process 0 the trained network as one process has it, on the CPU; elsewhere the
             untrained one.
-
-        Raises:
-            ConfigError: the method's rows cannot be divided; before any step.
         """
-        for layer in staging.layers(net):
-            check_shardable(layer)
         self._device = config.device
-        self._parts = planned_bytes(config, dataset.schema)
         torch.manual_seed(config.seed + dist.get_rank())  # dropout differs between the processes
         model = shard(
             net,
@@ -185,8 +190,10 @@ class Ranks(Alone):
         whole = model.gathered(to=0)
         if whole is None:
             return net, trained
-        plain = build_network(config, dataset.schema, device="cpu")
-        plain.load_state_dict(whole)
+        with rows_later():
+            plain = build_network(config, dataset.schema, device="cpu")
+        state_dict = {name: value.cpu().contiguous() for name, value in whole.items()}
+        plain.load_state_dict(state_dict, assign=True)
         return plain.eval(), trained
 
     def clean(self, checkpoint: Checkpoint) -> None:
@@ -229,8 +236,14 @@ def _folder(checkpoint: Checkpoint) -> Path:
 
 
 def planned_bytes(config: RunConfig, schema: Schema) -> dict[str, int]:
-    """Return the embedding layers' bytes in training by part, found without memory."""
+    """Return the embedding layers' bytes in training by part, found without memory.
+
+    Raises:
+        ConfigError: the method's rows cannot be divided.
+    """
     net = build_network(config, schema, device="meta")
+    for layer in staging.layers(net):
+        check_shardable(layer)
     optimizers = optim.build(net, config.lr, config.optimizer, config.weight_decay)
     for one in optimizers:
         one.allocate()  # type: ignore[attr-defined]
@@ -244,5 +257,5 @@ def follow(config: RunConfig, dataset: Dataset, side: Ranks, checkpoint: Checkpo
     dataset = sources.subsample(dataset, config.rows, config.seed)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        net = build_network(config, dataset.schema)
+        net = side.build(config, dataset.schema)
         side.run(net, config, dataset, lambda row: None, checkpoint)

@@ -15,7 +15,7 @@ from featemb import staging
 from featemb.benchmarks import environment, exporting, records, sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import measure, predict
-from featemb.benchmarks.network import build_network, full_bytes
+from featemb.benchmarks.network import full_bytes
 from featemb.benchmarks.progress import Quiet, Watcher
 from featemb.benchmarks.stopping import now
 from featemb.benchmarks.training import Alone, Trained
@@ -167,7 +167,7 @@ def _run(
     clock.lap("load")
     with torch.random.fork_rng():  # dropout draws from the global generator
         torch.manual_seed(config.seed)
-        net = build_network(config, dataset.schema)
+        net = side.build(config, dataset.schema)
         record["solved"] = str(staging.layers(net)[0].spec)
         clock.lap("build")
 

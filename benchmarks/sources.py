@@ -17,11 +17,13 @@ import torch
 from featemb.benchmarks.config import RunConfig
 from featemb.datasets import Dataset, Recipe, Split, names
 from featemb.datasets import load as load_dataset
+from featemb.datasets.shard_index import FILE as INDEX
+from featemb.datasets.shard_index import is_sharded
 from featemb.errors import DataError, nearest
 from featemb.files import replacing
 
 # Options of `featemb.datasets.load` that say where files are, not what they hold.
-_PLACES = ("root", "cache", "schema")
+_PLACES = ("root", "cache", "schema", "check")
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -44,14 +46,16 @@ def file_digest(path: str) -> str:
         DataError: there is no such file.
     """
     _require_known(path)
-    stat = Path(path).stat()
+    stat = (Path(path) / INDEX if is_sharded(path) else Path(path)).stat()
     return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=64)
 def _digest(path: str, _modified: int, _size: int) -> str:
     digest = hashlib.sha256()
-    if Path(path).is_dir():
+    if is_sharded(path):
+        digest.update((Path(path) / INDEX).read_bytes())  # it holds the checksums of all files
+    elif Path(path).is_dir():
         for inner in sorted(one for one in Path(path).rglob("*") if one.is_file()):
             digest.update(f"{inner.relative_to(path)} {inner.stat().st_size}\n".encode())
     else:
@@ -70,7 +74,7 @@ def load(config: RunConfig) -> Dataset:
     """Load a run's data; the last two data sets of this process are kept.
 
     Raises:
-        DataError: the data are missing or malformed.
+        DataError: the data are missing or malformed, or have unbounded features.
     """
     _require_known(config.data)
     settings = identity(config)
@@ -81,7 +85,13 @@ def load(config: RunConfig) -> Dataset:
 @lru_cache(maxsize=2)
 def _load(data: str, options: str, _digests: tuple[str | None, ...]) -> Dataset:
     settings: Mapping[str, Any] = json.loads(options)
-    return load_dataset(data, **settings)
+    dataset = load_dataset(data, **settings)
+    if not dataset.schema.bounded:
+        raise DataError(
+            f"{data}: its ids are hashed without a bound, so no run can say its ratio to a plain "
+            "table: encode with a size (featemb data encode --hash --hash-size N), or use fe.fit"
+        )
+    return dataset
 
 
 def save_recipe(dataset: Dataset, path: Path) -> None:
@@ -118,6 +128,9 @@ def subsample(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
 
 
 def _counts(part: Split, dataset: Dataset) -> dict[str, npt.NDArray[np.int64]]:
+    """Count the ids of each feature; hashed ids have no counts."""
+    if dataset.encoding is not None and dataset.encoding.recipe.hashing is not None:
+        return {}
     counts = {}
     for f, (name, cardinality) in enumerate(
         zip(dataset.schema.names, dataset.schema.cardinalities, strict=True)

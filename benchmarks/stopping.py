@@ -70,7 +70,7 @@ class Stopping:
             self._patient = before
 
 
-_TEXT = "told to end; with checkpoints, the same command goes on from here"
+_TEXT = "outside of a step, as asked"
 _now = Stopping()
 
 

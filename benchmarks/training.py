@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from featemb.benchmarks import metrics
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.evaluation import Scores, predict, quick_scores
+from featemb.benchmarks.network import build_network
 from featemb.benchmarks.stopping import now
 from featemb.checkpoint import Checkpoint
 from featemb.datasets import Dataset, Split
@@ -24,6 +25,7 @@ from featemb.evaluator import Evaluator
 from featemb.fit import fit
 from featemb.history import Batch, History
 from featemb.models import CTRModel
+from featemb.schema import Schema
 
 OnRecord = Callable[[dict[str, Any]], None]
 
@@ -52,6 +54,10 @@ class Alone:
     """
 
     about: Mapping[str, Any] = MappingProxyType({})
+
+    def build(self, config: RunConfig, schema: Schema) -> CTRModel:
+        """Build the network."""
+        return build_network(config, schema)
 
     def run(
         self,

@@ -14,7 +14,9 @@ from featemb.datasets.infer import infer
 from featemb.datasets.recipe import Column, Recipe, SplitRule
 from featemb.datasets.registry import find, load, names
 from featemb.datasets.shard_index import Index, Shard, read_index, verify
+from featemb.datasets.sharded import ShardedSplit, open_shards
 from featemb.datasets.synthetic import synthetic
+from featemb.datasets.timeline import Timeline, timeline
 
 __all__ = [
     "Bag",
@@ -26,14 +28,18 @@ __all__ = [
     "Index",
     "Recipe",
     "Shard",
+    "ShardedSplit",
     "Split",
     "SplitRule",
+    "Timeline",
     "encode",
     "find",
     "infer",
     "load",
     "names",
+    "open_shards",
     "read_index",
     "synthetic",
+    "timeline",
     "verify",
 ]

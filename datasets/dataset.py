@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featemb.datasets.stream import Stream
 from featemb.errors import ConfigError
 from featemb.ids import Jagged
 from featemb.schema import Schema
@@ -54,6 +55,16 @@ class Bag(NamedTuple):
         shift = torch.repeat_interleave(starts - (ends - lengths), lengths)
         positions = torch.arange(int(ends[-1]) if len(ends) else 0) + shift
         return self.values[positions].long(), lengths
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a size that is none.
+
+    Raises:
+        ConfigError: names the value.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a positive integer, got {batch_size!r}")
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,10 @@ class Split:
         seed: int = 0,
         epoch: int = 0,
         device: torch.device | str = "cpu",
-    ) -> Iterator[Batch]:
+    ) -> Stream[Batch]:
         """Yield the split's batches; the last one may be smaller.
+
+        ``skip(n)`` of the iterator passes over the first n without reading them.
 
         Args:
             batch_size: samples of a batch.
@@ -112,17 +125,20 @@ class Split:
         Raises:
             ConfigError: batch_size is not a positive integer.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size must be a positive integer, got {batch_size!r}")
-        return self._batches(batch_size, shuffle, seed, epoch, device)
+        check_batch_size(batch_size)
+
+        def make(first: int) -> Iterator[Batch]:
+            return self._batches(first, batch_size, (seed, epoch) if shuffle else None, device)
+
+        return Stream(make, -(-len(self) // batch_size))
 
     def _batches(
-        self, batch_size: int, shuffle: bool, seed: int, epoch: int, device: torch.device | str
+        self, first: int, batch_size: int, drawn: tuple[int, int] | None, device: torch.device | str
     ) -> Iterator[Batch]:
         order = None
-        if shuffle:
-            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(self)))
-        for start in range(0, len(self), batch_size):
+        if drawn is not None:
+            order = torch.from_numpy(np.random.default_rng(drawn).permutation(len(self)))
+        for start in range(first * batch_size, len(self), batch_size):
             stop = min(start + batch_size, len(self))
             rows = torch.arange(start, stop) if order is None else order[start:stop]
             yield self._batch(rows, device)
@@ -138,7 +154,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An encoded data set in memory.
+    """An encoded data set, in memory or in shards on disk.
 
     Attributes:
         name: registered name, or the file's stem.

@@ -153,6 +153,13 @@ class Recipe:
         """The numeric columns."""
         return tuple(column for column in self.columns if column.kind == "numeric")
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """Names of all columns that encoding reads: inputs, label, users, and the split's."""
+        others = (self.label, self.user, self.split.column)
+        names = [column.name for column in self.columns]
+        return frozenset([*names, *(name for name in others if name is not None)])
+
     def threshold(self, column: Column) -> int:
         """Return the minimum count of a column."""
         return self.min_count if column.min_count is None else column.min_count

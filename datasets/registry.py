@@ -14,6 +14,7 @@ from typing import Any
 from featemb.datasets.cache import encoded
 from featemb.datasets.dataset import Dataset
 from featemb.datasets.recipe import Recipe
+from featemb.datasets.shard_index import is_sharded
 from featemb.datasets.source import Source
 from featemb.errors import DataError, nearest
 
@@ -150,13 +151,15 @@ def load(
     """Load a data set, encoding it on first use.
 
     Args:
-        name: a registered name (`names`), or the path of a Parquet, CSV or TSV file.
+        name: a registered name (`names`), or the path of a Parquet, CSV or TSV file, or of a folder
+            of encoded shards, whose rows stay on disk.
         root: folder of the original files, or the file itself; None searches `data_roots`.
         cache: folder of encoded data; None takes $FEATEMB_CACHE or ~/.cache/featemb.
         schema: for a path: a recipe's JSON file, as `infer` writes it.
         label: for a path: the label's column, from which a recipe is inferred.
         recipe: for a path: the recipe itself.
-        options: of the registered data set; for a path without a recipe, of `infer`.
+        options: of the registered data set; for a path without a recipe, of `infer`; for a folder
+            of shards, of `featemb.datasets.open_shards`.
 
     Raises:
         DataError: the data are missing or malformed, or an option is unknown.
@@ -170,9 +173,23 @@ def load(
         return _load_registered(text, root, cache, options)
     from featemb.datasets.infer import own_table
 
+    if is_sharded(text):
+        if schema is not None or label is not None or recipe is not None:
+            raise DataError(f"{text!r} is encoded: schema, label and recipe are for tables")
+        return _opened(text, options)
     if not Path(text).exists():
         raise DataError(f"{text!r} is neither a data set nor a file; {nearest(text, names())}")
     return own_table(Path(text), cache, schema, label, recipe, options)
+
+
+def _opened(folder: str, options: dict[str, Any]) -> Dataset:
+    from featemb.datasets.sharded import open_shards
+
+    allowed = list(inspect.signature(open_shards).parameters)[1:]
+    for option in options:
+        if option not in allowed:
+            raise DataError(f"{folder}: unknown option {option!r}; {nearest(option, allowed)}")
+    return open_shards(folder, **options)
 
 
 def _load_registered(

@@ -100,7 +100,13 @@ class Index:
         return found
 
     def encoding(self) -> Encoding:
-        """Return what turns raw rows into ids; vocabularies are mapped into memory when used."""
+        """Return what turns raw rows into ids.
+
+        Vocabularies of up to a million values are mapped into memory, larger ones copied into it.
+
+        Raises:
+            DataError: a vocabulary cannot be read.
+        """
         values = {name: pa.array([], _KINDS[kind]) for name, kind in self.document["kinds"].items()}
         for name, entry in self.document["vocabulary"].items():
             path = self.folder / entry["values"]["path"]
@@ -109,7 +115,8 @@ class Index:
                     whole = pa.ipc.open_file(file).read_all().column("value")
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"vocabulary {path} cannot be read: {error}") from error
-            values[name] = whole.chunk(0) if whole.num_chunks == 1 else whole
+            if whole.num_chunks:
+                values[name] = whole.chunk(0) if whole.num_chunks == 1 else whole.combine_chunks()
         moments = {name: (one[0], one[1]) for name, one in self.document["moments"].items()}
         return Encoding(self.recipe, values, moments)
 

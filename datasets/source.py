@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,11 +75,13 @@ class GroupPiece:
         path: the file.
         group: number of the row group.
         columns: columns read, or None for all.
+        wanted: of these, only those that are wanted, or None for all.
     """
 
     path: Path
     group: int
     columns: Sequence[str] | None
+    wanted: Collection[str] | None = None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows.
@@ -87,9 +89,11 @@ class GroupPiece:
         Raises:
             DataError: the row group is corrupt.
         """
-        columns = None if self.columns is None else list(self.columns)
         try:
             with pq.ParquetFile(self.path) as file:
+                columns = list(self.columns or file.schema_arrow.names)
+                if self.wanted is not None:
+                    columns = [name for name in columns if name in self.wanted] or columns
                 yield from file.iter_batches(BATCH_ROWS, [self.group], columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"cannot read {self.where()}: {error}") from error
@@ -138,11 +142,12 @@ class Source:
             names = ", ".join(path.name for path in self.files)
             raise DataError(f"cannot read {names}: {error}") from error
 
-    def pieces(self, size: int) -> Iterator[Piece]:
+    def pieces(self, size: int, columns: Collection[str] | None = None) -> Iterator[Piece]:
         """Yield pieces of about ``size`` bytes, which processes can read apart, in the rows' order.
 
         A source that cannot be cut is read here, and each piece holds its rows. The transform is
-        not applied.
+        not applied; where there is one, it decides what columns it needs, else pieces of Parquet
+        files read only those of ``columns`` that are there.
 
         Raises:
             DataError: a file cannot be read or decoded.
@@ -150,7 +155,10 @@ class Source:
         try:
             found = None if self.cut is None else self.cut(size)
             if found is not None:
-                yield from found
+                for piece in found:
+                    whole = columns is None or self.transform is not unchanged
+                    narrow = isinstance(piece, GroupPiece) and not whole
+                    yield replace(piece, wanted=columns) if narrow else piece  # type: ignore[type-var]
                 return
             held, start = [], 0
             for batch in self.stream():

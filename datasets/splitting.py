@@ -25,9 +25,9 @@ def assign(source: Source, recipe: Recipe) -> Parts:
     if rule.rule == "column":
         return _by_column(source, recipe)
     if rule.rule == "time":
-        times = _times(source, rule.column or "")
-        order: npt.NDArray[np.int64] | None = np.argsort(times, kind="stable")
-        rows = len(times)
+        found = times(source, rule.column or "")
+        order: npt.NDArray[np.int64] | None = np.argsort(found, kind="stable")
+        rows = len(found)
     else:
         rows = count_rows(source.batches())
         random = rule.rule == "random"
@@ -49,7 +49,12 @@ def _cut(rows: int, fractions: tuple[float, ...]) -> Parts:
     return np.repeat(np.array([0, 1, 2], np.int8), np.diff([0, first, second, rows]))
 
 
-def _times(source: Source, name: str) -> npt.NDArray[np.float64 | np.int64]:
+def times(source: Source, name: str) -> npt.NDArray[np.float64 | np.int64]:
+    """Return a column as numbers that order the rows.
+
+    Raises:
+        DataError: a cell is missing, or the column has no order.
+    """
     chunks = []
     for batch in source.batches():
         require_columns(batch, [name], "split")
@@ -67,10 +72,10 @@ def _times(source: Source, name: str) -> npt.NDArray[np.float64 | np.int64]:
         except pa.ArrowException as error:
             raise DataError(f"time column {name!r} has no order: {error}") from error
         chunks.append(array.to_numpy(zero_copy_only=False))
-    times = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
-    if np.isnan(times).any():
-        raise DataError(f"time column {name!r}: {int(np.isnan(times).sum())} values are missing")
-    return times
+    found = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+    if np.isnan(found).any():
+        raise DataError(f"time column {name!r}: {int(np.isnan(found).sum())} values are missing")
+    return found
 
 
 def _by_column(source: Source, recipe: Recipe) -> Parts:

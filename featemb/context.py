@@ -17,6 +17,7 @@ from featemb.hashing import mix64_int
 from featemb.parts.stored import StoredRows
 from featemb.rows import RowTable
 from featemb.schema import Feature, Schema
+from featemb.starting import Start, are_rows_later
 
 if TYPE_CHECKING:
     from featemb.layer import MethodConfig
@@ -64,7 +65,13 @@ class BuildContext:
         if self.device.type == "meta":
             with self.device:
                 return RowTable(num_rows, width, init, generator=None)
-        return RowTable(num_rows, width, init, self.generator(), center).to(self.device)
+        generator = self.generator()
+        if not are_rows_later():
+            return RowTable(num_rows, width, init, generator, center).to(self.device)
+        with torch.device("meta"):
+            table = RowTable(num_rows, width, init, generator=None)
+        table.start = Start(generator.initial_seed(), init, center)
+        return table
 
     def rows(
         self, num_rows: int, width: int, init: float, center: float = 0.0, first: int = 0
@@ -84,7 +91,9 @@ class BuildContext:
         if self.inner:
             return StoredRows(self._stored(num_rows, width, init), width, center, first)
         table = self.table(num_rows, width, init, 0.0 if first else center)
-        if first and center:
+        if first and center and table.start is not None:
+            table.start = replace(table.start, shift=center, first=first)
+        elif first and center:
             with torch.no_grad():
                 table.weight[first:] += center
         return table

@@ -29,10 +29,12 @@ from featemb.conversion.report import (
     rest_bytes,
     tensors,
 )
+from featemb.errors import ConfigError
 from featemb.frozen import FrozenEmbedding
 from featemb.grammar import write
 from featemb.memory import tensor_bytes
 from featemb.schema import Schema
+from featemb.spec import Spec
 
 _MEASURED_ROWS = 1 << 16
 
@@ -50,6 +52,7 @@ def convert(
     counts: Mapping[str, Any] | None = None,
     schema: Schema | None = None,
     inplace: bool = False,
+    method: str | Spec | None = None,
 ) -> nn.Module:
     """Return a trained model with its embedding tables in compressed form.
 
@@ -57,8 +60,7 @@ def convert(
 
         small = fe.convert(model, "int8")
         small = fe.convert(model, {"*user*": "pq(parts=4)", "*": "int8"}, min_bytes="1MB")
-        small = fe.convert(model, ratio=10)
-        print(fe.conversion(small))
+        print(fe.conversion(fe.convert(model, ratio=10)))
 
     Tables are `nn.Embedding`, `nn.EmbeddingBag` (TorchRec's collections are made of them), and
     layers of featemb, anywhere in the model. What takes their place is called in the same way;
@@ -78,23 +80,41 @@ def convert(
         counts: name -> how often each row of a table is read, ``[R]``, to weigh its errors by.
         schema: features with counts, for frozen layers of featemb, which keep none.
         inplace: replace the tables in the model itself.
+        method: layers of it, to be trained, replace TorchRec's collections; with ratio or budget.
 
     Raises:
         ConfigError: no table fits, a chosen one cannot be converted, or an argument is wrong.
         BudgetError: the tables cannot get that small; ``floor`` is the smallest number of bytes.
         DataError: a table's numbers do not fit the codec's format.
     """
+    wish = Wish(codec, patterns(tables), patterns(skip), min_bytes, budget, ratio)
+    if method is not None:
+        return stood_in(model, method, inplace, wish)
     found = find_tables(model)
     with_counts(found, counts or {})
     if schema is not None:
         with_schema(found, schema)
-    wish = Wish(codec, patterns(tables), patterns(skip), min_bytes, budget, ratio)
     entries = [_entry(*one) for one in planned(found, wish)]
     swaps = {old: new for entry in entries for old, new in entry.swaps.items()}
     made = put_in_place(model, swaps) if inplace else copied(model, swaps)
     inside = [made.get_submodule(one.name) for one in found]
     report = Conversion(tuple(entry.report for entry in entries), rest_bytes(made, inside))
     return attach(made.eval(), report)
+
+
+def stood_in(model: nn.Module, method: str | Spec, inplace: bool, wish: Wish) -> nn.Module:
+    """Return a model with layers of a method in the place of TorchRec's collections.
+
+    Raises:
+        ConfigError: it holds none, codecs or tables were chosen, or TorchRec is missing.
+    """
+    from featemb.torchrec.replace import stand_ins
+
+    size = {"budget": wish.budget, "ratio": wish.ratio}
+    if wish != Wish(None, patterns(None), patterns(()), None, wish.budget, wish.ratio):
+        raise ConfigError("with a method, convert takes ratio, budget and inplace alone")
+    swaps = stand_ins(model, method, **size)
+    return put_in_place(model, swaps) if inplace else copied(model, swaps)
 
 
 @dataclass(frozen=True)

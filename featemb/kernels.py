@@ -97,6 +97,37 @@ def read_fused(table: Tensor, rows: Tensor, bits: int, width: int) -> Tensor:
     return read_fused_plainly(table, rows, bits, width)
 
 
+def pool_fused(
+    table: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    bits: int,
+    width: int,
+    weights: Tensor | None = None,
+    include_last_offset: bool = False,
+) -> Tensor | None:
+    """Sum bags of fused rows by torch's kernel; None where it does not work.
+
+    Args:
+        table: uint8 ``[R, code_bytes + pair_bytes]``.
+        rows: int64 ``[N]``, each below R.
+        offsets: int64 ``[B]``, where each bag begins, from 0 on and never falling; ``[B + 1]`` with
+            the last one, N.
+        bits: bits a code: 8, 4 or 2.
+        width: numbers a row, C.
+        weights: fp32 ``[N]``.
+        include_last_offset: whether offsets end with N.
+
+    Returns:
+        fp32 ``[B, C]``.
+    """
+    kernel: Callable[..., Tensor] | None = _kernel(table, bits)
+    if kernel is None:
+        return None
+    how = {"per_sample_weights": weights, "include_last_offset": include_last_offset}
+    return kernel(table, rows.contiguous(), offsets, **how)[:, :width]
+
+
 def read_fused_plainly(table: Tensor, rows: Tensor, bits: int, width: int) -> Tensor:
     """`read_fused` in plain tensor code."""
     found = gather_bytes(table, rows)

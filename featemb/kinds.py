@@ -58,6 +58,8 @@ def find(name: str) -> Kind:
     """
     if name not in _KINDS and name in _ABOVE:
         importlib.import_module(_ABOVE[name])
+    if name == "converted":
+        raise FormatError("a converted model of another library: featemb.load_converted reads it")
     if name not in _KINDS:
         raise FormatError(f"unknown kind {name!r}; {nearest(str(name), {*_KINDS, *_ABOVE})}")
     return _KINDS[name]

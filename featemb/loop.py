@@ -166,7 +166,7 @@ class Loop:
     def _stop_if_asked(self) -> None:
         if self.settings.stop is not None and self.settings.stop():
             self._save_step()
-            raise Stopped(f"stopped after step {self.at.step} of the stage, as asked")
+            raise Stopped(f"behind step {self.at.step} of {self._where()}, as asked")
 
     def _save_step(self) -> None:
         """Save behind the step at hand, unless that is done already."""

@@ -224,7 +224,10 @@ def _filled(tensor: Tensor, raw: FileIO, path: str | os.PathLike[str]) -> Tensor
     return tensor
 
 
-_LOAD = "featemb.load reads layers and models, featemb.apply_delta applies deltas"
+_LOAD = (
+    "featemb.load reads layers and models, featemb.apply_delta applies deltas, "
+    "featemb.load_converted reads converted models of other libraries"
+)
 
 
 def _deflate(text: str) -> str:

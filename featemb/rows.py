@@ -23,6 +23,7 @@ from featemb.ids import tracing
 if TYPE_CHECKING:
     from featemb.codecs.base import Codec
     from featemb.parts.base import Part
+    from featemb.starting import Start
 
 _INT32_ROWS = 2**31 - 1
 _WIDE_BYTES = 16
@@ -41,9 +42,11 @@ class RowTable(nn.Module):
 
     Attributes:
         weight: float32 parameter ``[R, C]``.
+        start: how rows start that are made later (see `featemb.starting`), else None.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {"weight": "rows"}
+    start: Start | None = None
 
     def __init__(
         self,

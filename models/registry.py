@@ -17,6 +17,7 @@ import featemb.models
 from featemb.errors import ConfigError, nearest
 from featemb.layer import FeatureEmbedding
 from featemb.models.base import CTRModel, ModelContext
+from featemb.starting import are_rows_later
 
 M = TypeVar("M", bound=type[CTRModel])
 
@@ -113,6 +114,8 @@ def build(
             raise ConfigError(f"{name}: unknown setting {setting!r}; {nearest(setting, allowed)}")
     generator = torch.Generator().manual_seed(seed)
     net = model(ModelContext(embedding, numeric, generator), model.config_class(**config))
+    if are_rows_later():  # they have no device yet
+        return net
     for parameter in embedding.parameters():
         return net.to(parameter.device)
     return net

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import featemb as fe
 from featemb.models import build
+from featemb.rows import RowTable
+from featemb.starting import rows_later
 from featemb.torchrec import FeatureEmbeddingBagCollection, shard, to_torchrec
 from featemb.torchrec.ranks import part_of
 
@@ -77,18 +79,20 @@ def losses(
     return [float(mean(fe.staging.update(model, layers, batch, made))) for batch in data]
 
 
-def compare(spec: str, sharding: str, optimizer: str, rank: int, engine: str = "auto") -> Any:
+def compare(
+    spec: str, sharding: str, optimizer: str, rank: int, engine: str = "auto", steps: int = STEPS
+) -> Any:
     """Return the largest differences of losses and weights to one process, and the engine."""
     plain = network(spec)
-    wanted = losses(plain, batches(), optimizer)
+    wanted = losses(plain, batches(steps), optimizer)
     model = shard(network(spec), sharding, optimizer=optimizer, engine_name=engine)
-    parts = [part_of(batch, rank, 2) for batch in batches()]
+    parts = [part_of(batch, rank, 2) for batch in batches(steps)]
     found = losses(model, parts, optimizer, model.mean_of_ranks)
     state = model.gathered(to=None)
     same = network(spec)
     same.load_state_dict(state)
     apart = max(
-        float((one - other).abs().max())
+        float((one - other).detach().abs().max())
         for one, other in zip(plain.parameters(), same.parameters(), strict=True)
     )
     plain.eval(), same.eval()
@@ -112,7 +116,7 @@ def many(rank: int, folder: Path) -> dict[Any, Any]:
 
 def others(rank: int, folder: Path) -> dict[Any, Any]:
     """The other methods that are lookups."""
-    return {spec: compare(spec, "row_wise", "row_sgd", rank, "rows") for spec in OTHERS}
+    return {spec: compare(spec, "row_wise", "row_sgd", rank, "rows", 10) for spec in OTHERS}
 
 
 def held(rank: int, folder: Path) -> dict[str, int]:
@@ -122,6 +126,26 @@ def held(rank: int, folder: Path) -> dict[str, int]:
         model = shard(network("full"), sharding)
         (path,) = (path for path, rows in model.locals.items() if rows.shape[1] == 16)
         found[sharding] = sum(view.numel() for view in model.locals[path].views)
+    return found
+
+
+def made_later(rank: int, folder: Path) -> dict[str, float]:
+    """Rows that each process makes alone, held against those of a network made at once."""
+    found = {}
+    for spec in ("qr", "mde", "multi_hash(weights=0.1)"):
+        with rows_later():
+            net = network(spec)
+        tables = [one for one in net.modules() if isinstance(one, RowTable)]
+        assert all(table.weight.is_meta for table in tables)
+        for sharding in SHARDINGS[:3]:
+            with rows_later():
+                model = shard(network(spec), sharding, optimizer="row_sgd")
+            state = model.gathered(to=None)
+            assert state is not None
+            wanted = network(spec).state_dict()
+            assert set(state) == set(wanted)
+            apart = max(float((state[name] - one).abs().max()) for name, one in wanted.items())
+            found[f"{spec} {sharding}"] = apart
     return found
 
 

@@ -193,6 +193,34 @@ def test_bags_pool_as_torch_does(options: dict[str, Any]) -> None:
     assert small(none, starts).shape == bag(none, starts).shape
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("codec", ["int8", "int4", "int2(scales=row)"])
+def test_bags_of_integer_rows_are_sums_of_their_vectors(codec: str, last: bool, mode: str) -> None:
+    """One kernel reads and adds them."""
+    bag = nn.EmbeddingBag(60, 20, mode=mode, include_last_offset=last)
+    small = fe.convert(nn.Sequential(bag), codec)[0]
+    same = nn.EmbeddingBag(60, 20, mode=mode, include_last_offset=last)
+    same.weight = nn.Parameter(small.weight)
+    ids = torch.tensor([1, 4, 4, 9, 4, 59, 2, 4, 7])
+    offsets = torch.tensor([0, 3, 3, 4, 5, *([9] if last else [])])
+    assert torch.allclose(small(ids, offsets), same(ids, offsets), atol=1e-6)
+    assert torch.allclose(small(ids.view(3, 3)), same(ids.view(3, 3)), atol=1e-6)
+    weights = torch.linspace(-1, 1, 9)
+    if mode == "sum":
+        assert torch.allclose(small(ids, offsets, weights), same(ids, offsets, weights), atol=1e-6)
+    else:
+        with pytest.raises(NotImplementedError, match="sum"):
+            small(ids, offsets, weights)
+    for wrong in ([1, 3], [0, 5, 3], [0, 10]):
+        with pytest.raises(fe.SchemaError, match="must begin with 0, never fall"):
+            small(ids, torch.tensor(wrong))
+    with pytest.raises(ValueError, match="offsets"):
+        small(ids)
+    with pytest.raises(ValueError, match="offsets"):
+        small(ids.view(3, 3), offsets)
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4), (0,), (0, 4)])
 @pytest.mark.parametrize("codec", ["int8", "pq(parts=2)", "binary"])
 def test_ids_of_any_shape(shape: tuple[int, ...], codec: str) -> None:

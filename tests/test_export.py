@@ -68,13 +68,6 @@ def test_a_layer_answers_alike(to: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [to]
 
 
-def test_all_poolings_are_the_same_in_a_graph(tmp_path: Path) -> None:
-    frozen = layer(BAGS, "full+int8")
-    for to in ("pt2", "onnx"):
-        found = fe.export(frozen, tmp_path / to, to=to)
-        assert (found(bags()) - frozen(bags())).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("to", ["pt2", "onnx"])
 def test_a_graph_gives_nan_and_never_a_wrong_score(to: str, files: dict[str, Path]) -> None:
     found = fe.load(files[to])

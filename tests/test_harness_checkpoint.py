@@ -151,7 +151,7 @@ def test_without_the_flag_nothing_is_written(table: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_checkpoint_fails_once(table: Path, tmp_path: Path) -> None:
     run = config(table, epochs=1)
-    file = records.checkpoint(tmp_path, run_id(run))
+    file = records.checkpoint(tmp_path, run_id(run)).path
     file.write_bytes(b"damaged")
     record = run_one(run, tmp_path, checkpoint=True)
     assert record["error"]["type"] == "FormatError"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import featemb as fe
+from featemb import datasets
 from featemb.datasets import Column, Hashing, Recipe
 from featemb.errors import DataError
 from featemb.export import Encoder, RawFeature
@@ -39,19 +43,23 @@ def reference(token: int, hashing: Hashing, feature: int) -> int:
     return 1 + (mix((token + salt) & WHOLE) & LARGEST) % (hashing.size - 1)
 
 
+# A busy machine draws slowly: that is no failure.
+PATIENT = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 HASHINGS = st.builds(
     Hashing, size=st.none() | st.integers(2, LARGEST), seed=st.integers(0, 2**43 - 1)
 )
 
 
-@given(st.lists(st.text(), min_size=1), HASHINGS, st.integers(0, 3))
+@PATIENT
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=20), HASHINGS, st.integers(0, 3))
 def test_texts(texts: list[str], hashing: Hashing, skipped: int) -> None:
     values = pa.array([*["skipped"] * skipped, *texts]).slice(skipped)
     expected = [reference(fnv(text), hashing, 7) if text else 0 for text in texts]
     assert hashing.ids(values, 7).tolist() == expected
 
 
-@given(st.lists(st.integers(-(2**63) + 1, LARGEST), min_size=1), HASHINGS)
+@PATIENT
+@given(st.lists(st.integers(-(2**63) + 1, LARGEST), min_size=1, max_size=20), HASHINGS)
 def test_integers(numbers: list[int], hashing: Hashing) -> None:
     expected = [reference(n & WHOLE, hashing, 0) for n in numbers]
     assert hashing.ids(pa.array(numbers, pa.int64()), 0).tolist() == expected
@@ -78,6 +86,28 @@ def test_an_exported_encoder_gives_the_same_ids(size: int | None, kind: str) -> 
     for place, name in enumerate("xy"):
         column = rows.column(name).combine_chunks()
         assert hashing.ids(column, place).tolist() == ids[:, place].tolist()
+
+
+@pytest.mark.parametrize("size", [None, 50])
+def test_hashed_data_are_served_by_their_encoder(size: int | None, tmp_path: Path) -> None:
+    rows = pa.table({"s": ["a", "b", None] * 20, "n": [*range(30)] * 2, "y": [0, 1, 1] * 20})
+    columns = [Column(name="s"), Column(name="n")]
+    recipe = Recipe(label="y", columns=columns, hashing=Hashing(size=size, seed=9))
+    pq.write_table(rows, tmp_path / "t.parquet")
+    data = datasets.load(tmp_path / "t.parquet", recipe=recipe)
+    index = datasets.encode(tmp_path / "t.parquet", tmp_path / "out", recipe=recipe, workers=1)
+    assert data.encoding is not None
+    expected = data.encoding(rows).ids
+    assert isinstance(expected, torch.Tensor)
+    for encoding in (data.encoding, index.encoding()):
+        encoder = encoding.encoder(data.schema)
+        assert encoder.cells == ("text", "integer")
+        tokens = [
+            value_tokens(rows.column(n).combine_chunks(), kind, n)  # type: ignore[arg-type]
+            for n, kind in zip("sn", encoder.cells, strict=True)
+        ]
+        ids = encoder(torch.from_numpy(np.stack(tokens, 1)), torch.arange(2))
+        assert torch.equal(ids, expected)
 
 
 def test_ids() -> None:

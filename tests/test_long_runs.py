@@ -71,7 +71,7 @@ def test_stopped_behind_any_step(tmp_path: Path) -> None:
     straight = run(tmp_path / "straight.pt", 0)
     for number in (1, 5, 7, 9, 14):
         asked, path = iter(range(1, 99)), tmp_path / f"{number}.pt"
-        with pytest.raises(fe.Stopped, match="stopped after step"):
+        with pytest.raises(fe.Stopped, match="behind step"):
             run(path, 0, lambda n=number, asked=asked: next(asked) == n)
         same(straight, run(path, 9))
     with pytest.raises(fe.Stopped):

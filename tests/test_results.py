@@ -211,3 +211,19 @@ def test_serving_lookups_are_those_of_the_record() -> None:
             cells += [f"{found['milliseconds_median'][name]:.2f}", f"{ratio:.2f}"]
         line = "| " + " | ".join(cells) + " |"
         assert line in text, line
+
+
+def test_encoding_is_that_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/results/speed/encode.json").read_text())
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    for found in record["files"]:
+        for name, rate in found["rows_per_second"].items():
+            alone = found["rows_per_second_by_processor_seconds"][name]
+            share = found["share_of_arrow_by_processor_seconds"][name]
+            line = f"| {found['rows']:,} | {name} | {rate:,} | {alone:,} | {share:.2f} | "
+            line += f"{found['peak_bytes'][name] / 1e6:,.0f} |"
+            assert line in text, line
+    record = json.loads((ROOT / "docs/results/speed/encode_45m.json").read_text())
+    assert record["peak_bytes"] < record["memory"]
+    assert f"peaked at {record['peak_bytes'] / 1e6:,.0f} MB" in text
+    assert f"{record['rows_per_second_by_processor_seconds']:,} rows a second" in text

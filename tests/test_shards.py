@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from featemb.benchmarks import sources
+from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.speed import criteo_text
 from featemb.cli import main
 from featemb.datasets import Column, Dataset, Hashing, Recipe, SplitRule, encode, load
@@ -222,6 +224,7 @@ def test_processes_fit_into_the_memory() -> None:
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
     source, recipe = find("criteo").prepare(criteo(tmp_path))
+    (tmp_path / "out").mkdir()
     first = encode_shards(source, recipe, tmp_path / "out", workers=1)
     when = (tmp_path / "out" / "index.json").stat().st_mtime_ns
     assert encode_shards(source, recipe, tmp_path / "out").fingerprint == first.fingerprint
@@ -331,3 +334,29 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "hashed to 63 bits" in capsys.readouterr().out
     assert call("data", "encode", "criteo", "--out", tmp_path / "i", "--hash-size", "9") == 2
     assert "need --hash" in capsys.readouterr().err
+
+
+def test_only_needed_columns_of_parquet_are_read(tmp_path: Path, frame: pd.DataFrame) -> None:
+    frame.assign(unused=1, price=1.0).to_parquet(tmp_path / "t.parquet", index=False)
+    source, recipe = table(tmp_path / "t.parquet"), own(user="user")
+    (piece,) = source.pieces(1 << 20, recipe.needed)
+    names = {"user", "city", "score", "flag", "price", "click"}
+    assert set(next(piece.batches()).schema.names) == names
+    (piece,) = source.pieces(1 << 20)
+    assert set(next(piece.batches()).schema.names) == {*names, "unused", "when"}
+    other = Recipe(label="click", columns=[*recipe.columns, Column(name="cities")])
+    with pytest.raises(DataError, match="no column 'cities'; did you mean 'city'"):
+        encode_shards(source, other, tmp_path / "out", workers=1)
+
+
+def test_hashed_data_in_the_harness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in (("bounded", 1000), ("unbounded", None)):
+        encode("nycflights13_demo", tmp_path / name, hashing=Hashing(size=size), workers=1)
+    with pytest.raises(DataError, match="hashed without a bound"):
+        sources.load(RunConfig(data=str(tmp_path / "unbounded")))
+    data = sources.load(RunConfig(data=str(tmp_path / "bounded")))
+    part = sources.subsample(data, 500, seed=0)
+    assert len(part.splits["train"]) == 500
+    assert part.schema.features[0].counts is None
+    assert call("data", "show", tmp_path / "unbounded") == 0
+    assert "unbounded" in capsys.readouterr().out

@@ -164,9 +164,26 @@ def test_a_built_model_is_converted_in_place() -> None:
     assert sorted(paths) == ["again", "sparse.0"]
     assert model["again"] is model["sparse"][0]
     assert torch.allclose(model["again"](features()).values(), wanted, atol=1e-6)
+    with pytest.raises(fe.ConfigError, match="holds no EmbeddingBagCollection"):
+        replace_collections(nn.Linear(2, 2))
     alone, paths = replace_collections(theirs, "hash", ratio=2)
     assert isinstance(alone, FeatureEmbeddingBagCollection)
     assert paths == [""]
+
+
+def test_convert_does_it_too() -> None:
+    model = nn.Sequential(EmbeddingBagCollection(tables=tables()))
+    made = fe.convert(model, method="unified(lookups=2)", ratio=4)
+    assert isinstance(made[0], FeatureEmbeddingBagCollection)
+    assert isinstance(model[0], EmbeddingBagCollection)
+    assert any(parameter.requires_grad for parameter in made.parameters())
+    assert fe.convert(model, method="full", inplace=True) is model
+    assert isinstance(model[0], FeatureEmbeddingBagCollection)
+    with pytest.raises(fe.ConfigError, match="ratio, budget and inplace alone"):
+        fe.convert(model, "int8", method="full")
+    coded = fe.convert(model, "int8")
+    difference = coded(features()).values() - model(features()).values()
+    assert difference.abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("method", ["unified(lookups=2)", "qr", "mde", "frequency+int8"])

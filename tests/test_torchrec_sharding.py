@@ -19,22 +19,23 @@ import sharded_jobs as jobs
 
 SHARDABLE = (
     *("full", "hash", "unified", "qr", "multi_hash", "double_hash", "frequency", "mde"),
-    *("lowdim", "robe", "field_size"),
+    *("lowdim", "robe", "field_size", "adapt", "memcom", "dhe"),
 )
 WHOLE = {
     "cafe": "after_step",
-    "deeplight": "begin_stage",
-    "lowprec": "form of its own|param_groups",
+    "deeplight": "part MaskedRows",
+    "lowprec": "part QuantizedTable .*form of its own",
     "optembed": "after its search",
     "dpq": "LearnedCodes",
     "tt": "read rows by their numbers",
+    "pca": "begin_stage, search",
 }
 SMALL = fe.Schema([fe.Feature("user", 400), fe.Feature("item", 90)])
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    todo = [jobs.many, jobs.others, jobs.held, jobs.whole_weights, jobs.refused]
+    todo = [jobs.many, jobs.others, jobs.made_later, jobs.held, jobs.whole_weights, jobs.refused]
     return run_jobs(todo, tmp_path_factory.mktemp("jobs"))
 
 
@@ -59,6 +60,13 @@ def test_every_lookup_method_is_divided(answers: list[dict[str, Any]]) -> None:
         assert loss <= 1e-5, spec
         assert rows <= 1e-4, spec
         assert frozen <= 1e-4, spec
+
+
+@pytest.mark.slow
+def test_rows_that_each_process_makes_alone_are_the_same(answers: list[dict[str, Any]]) -> None:
+    for answer in answers:
+        assert len(answer["made_later"]) == 9
+        assert set(answer["made_later"].values()) == {0.0}
 
 
 @pytest.mark.slow

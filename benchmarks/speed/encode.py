@@ -1,10 +1,10 @@
 """Rows a second from a file in Criteo's format to ids: featemb, Arrow alone, and FuxiCTR.
 
 One made-up file (`featemb.benchmarks.speed.criteo_text`); each contender reads it in a process of
-its own, in turns. A record holds, of each turn, seconds without the start of that process, and over
-it and all that it started, processor seconds and the peak of resident memory; what it says beside is
-of the best turn. Processor seconds do not depend on what else the machine does; a rate by them is what
-all processors would give if they did nothing else and never waited: an upper bound.
+its own, in turns. A record holds, of each turn, seconds without the start of that process, and of
+it and all that it started, processor seconds and the peak of resident memory; what it says beside
+is of the best turn. Processor seconds do not depend on what else the machine does; a rate by them
+is what all processors would give if they did nothing else and never waited: an upper bound.
 
 - ``arrow``: parse and dictionary-encode the file on all processors, and keep nothing.
 - ``encode``: both passes of `featemb.datasets.encode`, up to the sealed folder of shards.

@@ -72,7 +72,7 @@ def encode_shards(
     allowed = limits(workers, memory)
     key = hashlib.sha256(f"{FORMAT} {recipe.to_json()} {source.fingerprint()}".encode()).hexdigest()
     partial = folder.with_name(f"{folder.name}.partial")
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not is_sharded(folder) or (found := read_index(folder)).document["key"] != key:
             raise DataError(f"{os.fspath(folder)!r} holds something else: remove it first")
         return found
@@ -153,7 +153,7 @@ class _Job:
     def _parse(self, source: Source) -> None:
         tasks = (
             Task(f"parse-{number:06}", parse, (self.work, number, piece))
-            for number, piece in enumerate(source.pieces(PIECE_BYTES))
+            for number, piece in enumerate(source.pieces(PIECE_BYTES, self.recipe.needed))
         )
         self.blocks: list[Result] = []
         for done, result in enumerate(self._runner.run(tasks), start=1):

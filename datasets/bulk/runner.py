@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -140,7 +141,8 @@ def _put_json(path: Path, value: Any) -> None:
 
 
 def _begin() -> None:
-    """Set up a process: one thread, and an end when its parent ends."""
+    """Set up a process: one thread, and an end when its parent ends; an interrupt is for that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pa.set_cpu_count(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

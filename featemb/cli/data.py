@@ -107,11 +107,12 @@ def show(
         counts = feature.counts
         unknown = "-" if counts is None else f"{counts[0] / max(1, counts.sum()):.4f}"
         several = feature.pooling if feature.multi else ""
-        features.add_row(feature.name, f"{feature.cardinality:,}", several, unknown)
+        size = "unbounded" if feature.cardinality is None else f"{feature.cardinality:,}"
+        features.add_row(feature.name, size, several, unknown)
     console.print(features)
-    total = sum(dataset.schema.cardinalities)
+    known = [feature.cardinality or 0 for feature in dataset.schema.features]
     numeric = ", ".join(dataset.schema.numeric) or "none"
-    console.print(f"{total:,} values in all; numeric columns: {numeric}", markup=False)
+    console.print(f"{sum(known):,} values in all; numeric columns: {numeric}", markup=False)
 
 
 def _load(

@@ -85,8 +85,9 @@ def _show(made: Artefact) -> None:
     sizes = made.manifest["bytes"]
     serving = sum(sizes["parts"].values())
     size = made.path.stat().st_size
-    table = Table("bytes of", "", title=f"{made.path} ({made.target})")
-    table.add_row("the file", f"{size:,}")
+    typer.echo(f"{made.path} ({made.target})")
+    table = Table("part", "bytes")
+    table.add_row("whole file", f"{size:,}")
     table.add_row("embeddings", f"{serving:,}")
     table.add_row("network", f"{sizes['net']:,}")
     table.add_row("vocabulary", f"{sizes['vocabulary']:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,8 @@ def train(config: RunConfig, out: Path, quiet: bool, how: dict[str, Any], wishes
     from featemb.benchmarks import sources
     from featemb.benchmarks.distributed import Place, Ranks, one_first, process_group
 
+    # torch tells developers of tracing, at the first batch, of what TorchRec asks it
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     place, side = Place.of_environment(), Ranks(wishes.sharding)
     config = config.at(device=place.device(config.device))
     out.mkdir(parents=True, exist_ok=True)

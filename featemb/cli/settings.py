@@ -102,7 +102,7 @@ def ends_on_signal(options: Mapping[str, Any]) -> Iterator[None]:
         with stopping.heard():
             yield
     except Stopped as stopped:
-        typer.echo(f"stopped: {stopped}", err=True)
+        typer.echo(f"stopped: {stopped}; start the same command again to go on", err=True)
         raise typer.Exit(stopping.EXIT) from stopped
 
 

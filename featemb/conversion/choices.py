@@ -27,6 +27,8 @@ _SAMPLE_ROWS = 4096
 _BLOCK = 64  # rows that share a scale lie side by side, so the sample keeps them together
 _SEED = 0x5EED
 _SMALL_SHARE = 0.02
+_NEAR = (0.4, 1.5)
+_FINE = (None, "fp16", "int8")
 _SCALAR = ("fp16", "int8", "int4", "int2", "binary(bits=1)")
 
 
@@ -52,34 +54,62 @@ def solve(tables: Sequence[Held], limit: int, codecs: Sequence[str] | None) -> l
         tables: the tables.
         limit: bytes of all of them together.
         codecs: the candidates; a bare "pq", "rq", "svd" or "binary" stands for several sizes. None
-            takes scalar formats, and for tables of 2% of the bytes or more also "pq".
+            takes scalar formats and, as codebooks take long to find, sizes of "pq" near those that
+            scalar formats alone would get, for tables of 2% of the bytes or more.
 
     Raises:
         BudgetError: the smallest candidates together take more.
     """
-    total = sum(one.before for one in tables)
-    choices = [
-        _undominated(
-            _choices(one, ladder(one.shape[1], codecs, one.before >= total * _SMALL_SHARE))
-        )
-        for one in tables
-    ]
-    floor = sum(min(one.bytes for one in own) for own in choices)
+    texts = [ladder(one.shape[1], codecs) for one in tables]
+    books = [[] if codecs is not None else _codebooks(one, tables) for one in tables]
+    floor = sum(_smallest(one, [*a, *b]) for one, a, b in zip(tables, texts, books, strict=True))
     if floor > limit:
         raise BudgetError(
             f"the tables need at least {floor:,} bytes by these codecs, {limit:,} are left for "
             "them",
             floor,
         )
-    return [one.codec for one in best(choices, limit)]
+    choices = [_choices(one, own) for one, own in zip(tables, texts, strict=True)]
+    if any(books):
+        for one, own, more in zip(
+            tables, choices, _near(tables, choices, books, limit), strict=True
+        ):
+            own += _choices(one, more)[1:]
+    return [one.codec for one in best([_undominated(own) for own in choices], limit)]
 
 
-def ladder(width: int, codecs: Sequence[str] | None, large: bool) -> list[str]:
-    """Return the texts of the codecs to try for rows of a width."""
-    if codecs is None:
-        codecs = (*_SCALAR, "pq") if large else _SCALAR
+def _codebooks(held: Held, tables: Sequence[Held]) -> list[str]:
+    large = held.before >= _SMALL_SHARE * sum(one.before for one in tables)
+    return _sizes("pq", held.shape[1]) if large else []
+
+
+def _smallest(held: Held, texts: Sequence[str]) -> int:
+    return min([held.before, *(held.stored_bytes(codec_by_name(text)) for text in texts)])
+
+
+def _near(
+    tables: Sequence[Held],
+    choices: Sequence[list[Choice]],
+    books: Sequence[list[str]],
+    limit: int,
+) -> list[list[str]]:
+    """Return the codebooks of about the size that each table gets without them; else all."""
+    scalar = [_undominated(own) for own in choices]
+    if sum(own[0].bytes for own in scalar) > limit:
+        return list(books)
+    near = []
+    for held, chosen, own in zip(tables, best(scalar, limit), books, strict=True):
+        sizes = {text: held.stored_bytes(codec_by_name(text)) for text in own}
+        low, high = (chosen.bytes * share for share in _NEAR)
+        fine = chosen.codec in _FINE  # nothing that a codebook could better
+        near.append([text for text in own if not fine and low <= sizes[text] <= high])
+    return near
+
+
+def ladder(width: int, codecs: Sequence[str] | None) -> list[str]:
+    """Return the texts of the codecs to try for rows of a width; None takes scalar formats."""
     found: list[str] = []
-    for text in codecs:
+    for text in _SCALAR if codecs is None else codecs:
         found += _sizes(text.strip(), width)
     return list(dict.fromkeys(found))
 
@@ -87,7 +117,9 @@ def ladder(width: int, codecs: Sequence[str] | None, large: bool) -> list[str]:
 def _sizes(text: str, width: int) -> list[str]:
     parts = sorted({max(1, width // by) for by in (2, 4, 8, width)})
     if text == "pq":
-        return [f"pq(parts={one})" for one in parts]
+        # 16 codewords where the 256 of 8 bits would outweigh the codes, as in tables of middle size
+        few = [f"pq(parts={one}, bits=4)" for one in (parts[-1], 1)]
+        return [f"pq(parts={one})" for one in parts] + few
     if text == "rq":
         return [f"rq(stages={one})" for one in (1, 2, 4)]
     if text == "svd":

@@ -6,14 +6,15 @@ Shape letters: R rows of a table, D numbers a row, N ids, B bags.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featemb.codecs.integers import IntRows
+from featemb.conversion.bags import Bags
 from featemb.errors import IdError, SchemaError
 from featemb.ids import tracing
+from featemb.kernels import pool_fused
 from featemb.parts import Part
 
 
@@ -51,16 +52,27 @@ class CodedTable(nn.Module):
             IdError: an id is negative or not below R.
             SchemaError: the ids are no integers.
         """
-        ids = self._checked(ids)
-        vectors: Tensor = self.rows(ids.reshape(-1))
-        return vectors.to(self.like.dtype).view(*ids.shape, self.width)
+        return self.decoded(self.checked(ids))
 
-    def decoded(self) -> Tensor:
+    def decoded(self, ids: Tensor) -> Tensor:
+        """Return the vectors ``[..., D]`` of checked ids."""
+        vectors: Tensor = self.rows(ids)
+        return vectors if vectors.dtype == self.like.dtype else vectors.to(self.like.dtype)
+
+    def summed(self, ids: Tensor, bags: Bags, weights: Tensor | None) -> Tensor | None:
+        """Return sums of checked ids by bags, ``[B, D]``, where one kernel reads and adds them."""
+        rows, offsets = self.rows, bags.offsets
+        if not isinstance(rows, IntRows) or offsets is None or self.like.dtype != torch.float32:
+            return None
+        last = bags.include_last_offset
+        return pool_fused(rows.rows, ids, offsets, rows.bits, rows.width, weights, last)
+
+    def whole(self) -> Tensor:
         """Return the whole table ``[R, D]``, made anew at every call."""
-        table: Tensor = self(torch.arange(self.num_rows, device=self.like.device))
-        return table
+        return self.decoded(torch.arange(self.num_rows, device=self.like.device))
 
-    def _checked(self, ids: Tensor) -> Tensor:
+    def checked(self, ids: Tensor) -> Tensor:
+        """Return ids as int64 if they are in range (see `forward`)."""
         if ids.dtype not in (torch.int32, torch.int64):
             raise SchemaError(f"table {self.name!r}: ids must be int64 or int32, got {ids.dtype}")
         if tracing():
@@ -119,11 +131,11 @@ class _Coded(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table ``[R, D]``, decoded anew at every read: for code that looks at it."""
-        return self._zeroed(self.table.decoded(), None)
+        return self._zeroed(self.table.whole(), None)
 
     def vectors(self, ids: Tensor) -> Tensor:
         """Return ``[..., D]`` for ids ``[...]``."""
-        return self._zeroed(self.table(ids), ids)
+        return self._zeroed(self.table.decoded(self.table.checked(ids)), ids)
 
     def _zeroed(self, vectors: Tensor, ids: Tensor | None) -> Tensor:
         if not self.zero_padding:
@@ -156,25 +168,6 @@ class CodedEmbedding(_Coded):
             IdError: an id is out of range.
         """
         return self.vectors(input)
-
-
-class _Bags(NamedTuple):
-    """Which places belong to which bag, as `nn.EmbeddingBag` takes them."""
-
-    places: Tensor
-    offsets: Tensor | None
-    include_last_offset: bool
-
-    def pooled(self, vectors: Tensor, mode: str, weights: Tensor | None) -> Tensor:
-        """Pool vectors, one a place: ``[B, D]``."""
-        return F.embedding_bag(
-            self.places,
-            vectors,
-            None if self.offsets is None else self.offsets.long(),
-            mode=mode,
-            per_sample_weights=weights,
-            include_last_offset=self.include_last_offset,
-        )
 
 
 class CodedBag(_Coded):
@@ -210,19 +203,41 @@ class CodedBag(_Coded):
         Raises:
             IdError: an id is out of range.
         """
-        ids = input.reshape(-1)
-        vectors = self.table(ids)
+        ids = self.table.checked(input.reshape(-1))
+        places = torch.arange(ids.shape[0], device=ids.device).view(input.shape)
+        begins = None if offsets is None else offsets.long()
+        bags = Bags(places, begins, self.include_last_offset)
+        if self.padding_idx is None and self.mode != "max" and not tracing() and ids.shape[0]:
+            found = self._fast(ids, bags, per_sample_weights)
+            if found is not None:
+                return found
+        vectors = self.table.decoded(ids)
         if not (tracing() or ids.shape[0]):  # torch pools nothing of a table of no rows
             vectors = vectors.new_zeros(1, self.table.width)
-        places = torch.arange(ids.shape[0], device=ids.device).view(input.shape)
-        bags = _Bags(places, offsets, self.include_last_offset)
-        if self.padding_idx is None or not (tracing() or ids.shape[0]):
-            return bags.pooled(vectors, self.mode, per_sample_weights)
-        real = (ids != self.padding_idx)[:, None]
+        elif self.padding_idx is not None:
+            return self._without_padding(vectors, ids != self.padding_idx, bags, per_sample_weights)
+        return bags.pooled(vectors, self.mode, per_sample_weights)
+
+    def _fast(self, ids: Tensor, bags: Bags, weights: Tensor | None) -> Tensor | None:
+        """Pool without a vector an id in between, where there is a kernel for it."""
+        if weights is not None and (self.mode == "mean" or weights.shape != bags.places.shape):
+            return None  # torch tells what is wrong
+        if ids.device.type != "cpu" or (bags.offsets is None) != (bags.places.dim() == 2):
+            return None
+        flat = bags.flat()
+        total = self.table.summed(ids, flat, None if weights is None else weights.reshape(-1))
+        if total is None or self.mode == "sum":
+            return total
+        return total / flat.sizes().clamp(min=1)[:, None]
+
+    def _without_padding(
+        self, vectors: Tensor, real: Tensor, bags: Bags, weights: Tensor | None
+    ) -> Tensor:
+        real = real[:, None]
         if self.mode == "max":
             highest = bags.pooled(vectors.masked_fill(~real, -torch.inf), "max", None)
             return highest.masked_fill(highest == -torch.inf, 0.0)
-        total = bags.pooled(vectors.masked_fill(~real, 0.0), "sum", per_sample_weights)
+        total = bags.pooled(vectors.masked_fill(~real, 0.0), "sum", weights)
         if self.mode == "sum":
             return total
         return total / bags.pooled(real.to(vectors), "sum", None).clamp(min=1)

@@ -41,8 +41,11 @@ def value_tokens(values: Any, cells: Cells, name: str) -> Tokens:
     """
     import pyarrow as pa
 
-    array = values if isinstance(values, pa.Array) else pa.array(values)
-    return _TOKENS[cells](array, name)
+    try:
+        array = values if isinstance(values, pa.Array) else pa.array(values)
+        return _TOKENS[cells](array, name)
+    except pa.ArrowException as error:
+        raise SchemaError(f"column {name!r} holds no {cells} cells: {error}") from error
 
 
 def _integers(array: pa.Array, name: str) -> Tokens:
@@ -56,10 +59,10 @@ def _integers(array: pa.Array, name: str) -> Tokens:
         return np.where(whole, np.where(whole, wide, 0).astype(np.int64), MISSING)
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"column {name!r} holds {kind}, the model was trained on integers")
-    try:
-        plain = array.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise SchemaError(f"column {name!r} is beyond 64-bit integers: {error}") from error
+    if pa.types.is_uint64(kind):  # beyond 63 bits there is nothing that training knew
+        fits = pc.less(array, pa.scalar(1 << 63, kind))
+        array = pc.if_else(fits, array, pa.scalar(None, kind))
+    plain = array.cast(pa.int64())
     found: Tokens = pc.fill_null(plain, MISSING).to_numpy(zero_copy_only=False)
     return found
 
@@ -156,17 +159,22 @@ def bag_tokens(array: pa.Array, cells: Cells, separator: str, name: str) -> tupl
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if separator:
-        text = array.cast(pa.string())  # an empty one is an empty list
-        text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    kind = array.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if pa.types.is_null(kind):
+        array = array.cast(pa.list_(pa.null()))
+    elif separator and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        # an empty text is an empty list
+        text = pc.if_else(pc.equal(array, ""), pa.scalar(None, kind), array)
         array = pc.split_pattern(text, separator)
-    elif not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        raise SchemaError(f"column {name!r} holds {array.type}, the model was trained on lists")
+    elif not lists:
+        wanted = f"texts with {separator!r} between values, or lists" if separator else "lists"
+        raise SchemaError(f"column {name!r} holds {kind}, the model was trained on {wanted}")
     lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
     flat = pc.list_flatten(array)
     if pa.types.is_dictionary(flat.type):
         flat = flat.cast(flat.type.value_type)
-    if separator:
+    if separator and not lists and not pa.types.is_null(kind):
         flat = pc.utf8_trim_whitespace(flat)
     return value_tokens(flat, cells, name), lengths.to_numpy(zero_copy_only=False)
 

@@ -60,7 +60,20 @@ def read(path: Path) -> Artefact:
     found = safetensors.read(path)
     assert found.module is not None
     convert(found.module)
+    for module in (found.module, found.encoder):
+        if module is not None:
+            _apart(module)
     return found
+
+
+def _apart(module: nn.Module) -> None:
+    """Copy what is small, so that the file's own bytes, the tables among them, are let go."""
+    if isinstance(module, CollectionRows):
+        return
+    for tensor in (*module.buffers(recurse=False), *module.parameters(recurse=False)):
+        tensor.data = tensor.data.clone()
+    for child in module.children():
+        _apart(child)
 
 
 def tables(net: nn.Module) -> dict[str, nn.Module]:
@@ -124,10 +137,12 @@ class CollectionRows(nn.Module):
         super().__init__()
         self.width = width
         self.collection = _collection({_KEY: table}, {_KEY: [_KEY]}, {_KEY: "sum"})
+        with quiet():  # the first call tells of tracing
+            self(torch.zeros(1, dtype=torch.int64))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Look up rows, each a bag of its own."""
-        flat = rows.reshape(-1)
+        flat = rows.reshape(-1).contiguous()  # the kernel reads memory, not strides
         keyed = _torchrec().sparse.jagged_tensor.KeyedJaggedTensor(
             keys=[_KEY], values=flat, lengths=torch.ones_like(flat)
         )
@@ -190,7 +205,7 @@ def _collection(
         for name, (kind, width, weights, _) in named.items()
     ]
     with quiet():
-        return torchrec.quant.EmbeddingBagCollection(
+        made = torchrec.quant.EmbeddingBagCollection(
             tables,
             is_weighted=False,
             device=torch.device("cpu"),
@@ -199,6 +214,8 @@ def _collection(
             },
             row_alignment=1,
         )
+    made._table_name_to_quantized_weights = None  # its kernels have copies
+    return made
 
 
 def _torchrec() -> Any:

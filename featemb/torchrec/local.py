@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from featemb.errors import ConfigError
 from featemb.rows import RowTable
+from featemb.starting import Start
 from featemb.torchrec.steps import FusedSteps, RowSteps, ShardOptimizer
 
 Engine = Literal["fused", "rows"]
@@ -165,6 +166,19 @@ class LocalRows:
             for one, (steps, same) in zip(self.kernels, self._saved, strict=True):
                 one.iter.copy_(steps)
                 one.iter_cpu.copy_(same)
+
+    @torch.no_grad()
+    def begin(self, start: Start, width: int, rank: int) -> None:
+        """Make the rows of this process's shards, of a table ``[R, width]`` before it is padded."""
+        own = [box for box in self.boxes if box.rank == rank]
+        for view in self.views:
+            view.zero_()
+        for row, block in start.blocks(self.shape[0], width):
+            for box, view in zip(own, self.views, strict=True):
+                first, end = max(row, box.row), min(row + len(block), box.row + box.rows)
+                part = block[first - row : max(0, end - row), box.column : box.column + box.columns]
+                if part.numel():
+                    view[first - box.row : end - box.row, : part.shape[1]] = part
 
     def spread(self, parts: Sequence[Tensor], columns: int | None = None) -> Sharded:
         """Return tensors of this process's shards as one of the whole table.

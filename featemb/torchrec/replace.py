@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from featemb.conversion.copying import put_in_place
+from featemb.errors import ConfigError
 from featemb.spec import Spec
 from featemb.torchrec.collection import FeatureEmbeddingBagCollection
 from featemb.torchrec.rows import require_torchrec
@@ -23,19 +25,28 @@ def replace_collections(
 
     Returns:
         The model, and the paths of the collections that were replaced.
+
+    Raises:
+        ConfigError: there is none, or TorchRec is missing.
+    """
+    swaps = stand_ins(model, method, **options)
+    named = model.named_modules(remove_duplicate=False)
+    paths = [path for path, module in named if module in swaps]
+    return put_in_place(model, swaps), paths
+
+
+def stand_ins(
+    model: nn.Module, method: str | Spec = "full", **options: Any
+) -> dict[nn.Module, nn.Module]:
+    """Return the stand-in of each ``EmbeddingBagCollection`` of a model.
+
+    Raises:
+        ConfigError: there is none, or TorchRec is missing.
     """
     require_torchrec()
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-    if isinstance(model, EmbeddingBagCollection):
-        return FeatureEmbeddingBagCollection.of(model, method, **options), [""]
-    made: dict[int, FeatureEmbeddingBagCollection] = {}
-    paths = []
-    for path, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, EmbeddingBagCollection):
-                if id(child) not in made:
-                    made[id(child)] = FeatureEmbeddingBagCollection.of(child, method, **options)
-                setattr(parent, name, made[id(child)])
-                paths.append(f"{path}.{name}".strip("."))
-    return model, paths
+    found = [one for one in model.modules() if isinstance(one, EmbeddingBagCollection)]
+    if not found:
+        raise ConfigError(f"the {type(model).__name__} holds no EmbeddingBagCollection")
+    return {one: FeatureEmbeddingBagCollection.of(one, method, **options) for one in found}

@@ -21,6 +21,7 @@ from featemb.torchrec.shardable import check_shardable
 if TYPE_CHECKING:
     from featemb.codecs.base import Codec
     from featemb.parts.base import Part
+    from featemb.starting import Start
     from featemb.torchrec.local import LocalRows
 
 FEATURE = "rows"
@@ -53,10 +54,12 @@ class TorchRecRows(nn.Module):
         width: C.
         name: of the table.
         local: what steps the shards of this process; set by `featemb.torchrec.shard`.
+        start: how rows start that are made in each process alone (see `featemb.starting`).
     """
 
     memory_parts: ClassVar[dict[str, str]] = {"weight": "rows"}
     local: LocalRows | None = None
+    start: Start | None = None
 
     def __init__(self, weight: Tensor, name: str) -> None:
         require_torchrec()
@@ -148,6 +151,7 @@ def to_torchrec(model: nn.Module) -> nn.Module:
     for path, parent, name in list(_tables(model)):
         table = getattr(parent, name)
         rows = TorchRecRows(table.weight.detach(), path.replace(".", "_"))
+        rows.start = table.start
         setattr(parent, name, rows.train(table.training))
     return model
 

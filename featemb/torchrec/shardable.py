@@ -21,11 +21,12 @@ def refusal(layer: FeatureEmbedding) -> str:
     regularises whole tables needs them in one place. A layer says so itself by ``unsettled()``
     where that depends on what it has been through.
     """
-    for name, module in layer.named_modules():
-        reason = _reason(module)
-        if reason:
-            part = f"part {type(module).__name__} ({name})" if name else type(module).__name__
-            return f"{layer.config.name}: {part}: {reason}"
+    for ask in (_said, _whole, _hooks):  # what says most comes first
+        for name, module in layer.named_modules():
+            if reason := ask(module):
+                kind = type(module).__name__
+                part = f"part {kind} ({name})" if name else kind
+                return f"{layer.config.name}: {part}: {reason}"
     return ""
 
 
@@ -39,26 +40,30 @@ def check_shardable(layer: FeatureEmbedding) -> None:
         raise ConfigError(f"the rows cannot be divided among processes: {reason}")
 
 
-def _reason(module: nn.Module) -> str:
-    """Return why a module of a layer is in the way, or ""."""
-    if isinstance(module, FeatureEmbedding):
-        return _unsettled(module)
+def _said(module: nn.Module) -> str:
+    """Return what a layer says itself."""
+    return str(getattr(module, "unsettled", str)())
+
+
+def _whole(module: nn.Module) -> str:
+    """Return why a part needs its rows in one place, or ""."""
     tables = any(isinstance(child, RowTable) for child in module.children())
-    if tables and not isinstance(module, nn.ModuleList) and not getattr(module, "by_number", False):
+    if tables and isinstance(module, nn.ModuleList):
+        return "holds several tables, and which of them is read depends on the batch"
+    if tables and not getattr(module, "by_number", False):
         return "does more with its table than to read rows by their numbers"
-    if isinstance(module, nn.ModuleList) and tables:
-        return "reads one of several tables, which depends on the batch"
-    if not isinstance(module, (Part, RowTable, StoredRows, nn.ModuleList)):
+    known = (Part, RowTable, StoredRows, FeatureEmbedding)
+    if not isinstance(module, known) and any(True for _ in module.parameters(recurse=False)):
         return "has a form of its own, in which TorchRec and FBGEMM do not train rows"
     return ""
 
 
-def _unsettled(layer: FeatureEmbedding) -> str:
-    """Return what training does beyond steps of rows and of dense parameters, or ""."""
-    own = getattr(layer, "unsettled", None)
-    if own is not None:
-        return str(own())
+def _hooks(module: nn.Module) -> str:
+    """Return what a layer's training does beyond steps of rows and of dense parameters, or ""."""
+    if not isinstance(module, FeatureEmbedding) or hasattr(module, "unsettled"):
+        return ""
+    kind = type(module)
     changed = [
-        name for name in _HOOKS if getattr(type(layer), name) is not getattr(FeatureEmbedding, name)
+        name for name in _HOOKS if getattr(kind, name) is not getattr(FeatureEmbedding, name)
     ]
     return f"training does more than to step rows ({', '.join(changed)})" if changed else ""

@@ -156,8 +156,9 @@ def shard(
 ) -> ShardedModel:
     """Divide a model's rows among the processes of the default process group.
 
-    The model is taken apart: every process must have built the same one (same seed), on the
-    CPU or on its own GPU.
+    The model is taken apart: every process must have built the same one (same seed). Where its
+    layers were made inside of `featemb.starting.rows_later`, no process ever holds more rows than
+    its own.
 
     Args:
         model: holds at least one `featemb.FeatureEmbedding`; its rows stay as they are.
@@ -201,6 +202,8 @@ def shard(
         found[path] = table.local = LocalRows(
             path, _kernels(table.collection), shapes[path], boxes[path], kind, optimizer
         )
+        if table.start is not None:
+            found[path].begin(table.start, table.width, dist.get_rank())
     return ShardedModel(dmp, found, kind)
 
 

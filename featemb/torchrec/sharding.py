@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,19 +96,34 @@ def _planned(model: nn.Module, sharder: Any, device: torch.device) -> Any:
     )
 
     kinds = ["table_wise", "row_wise"]
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            local_world_size=_local_size(),
-            world_size=dist.get_world_size(),
-            compute_device=device.type,
-        ),
-        constraints={
-            table.name: ParameterConstraints(sharding_types=kinds, compute_kernels=[_KERNEL])
-            for table in tables_of(model).values()
-        },
-        debug=False,
-    )
-    return planner.collective_plan(model, [sharder], dist.group.WORLD)
+    with _without_advice():
+        planner = EmbeddingShardingPlanner(
+            topology=Topology(
+                local_world_size=_local_size(),
+                world_size=dist.get_world_size(),
+                compute_device=device.type,
+            ),
+            constraints={
+                table.name: ParameterConstraints(sharding_types=kinds, compute_kernels=[_KERNEL])
+                for table in tables_of(model).values()
+            },
+            debug=False,
+        )
+        return planner.collective_plan(model, [sharder], dist.group.WORLD)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave out what TorchRec's planner advises those who configure it."""
+    logger = logging.getLogger("torchrec.distributed.planner")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def boxes_of(plan: Any, path: str, table: TorchRecRows) -> list[Box]:
