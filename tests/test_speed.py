@@ -191,7 +191,8 @@ def test_the_numbers_of_the_page_are_those_of_the_record() -> None:
     root = Path(__file__).resolve().parent.parent
     (record,) = json.loads((root / "docs/results/speed/serving.json").read_text("utf-8"))
     page = (root / "docs" / "serving.md").read_text("utf-8")
-    for lines in (latency_lines(record), memory_lines(record)):
+    (eager,) = json.loads((root / "docs/results/speed/serving_eager.json").read_text("utf-8"))
+    for lines in (latency_lines(record), memory_lines(record), latency_lines(eager)):
         assert "\n".join(lines) in page, "docs/serving.md lacks:\n" + "\n".join(lines)
     for row in record["memory"]:
         if row["form"] in ("package eager", "plain eager"):
