@@ -139,7 +139,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "layer.pt"
     torch.save(fe.embedding(SCHEMA, "full").state_dict(), path)
-    with pytest.raises(fe.FormatError, match="not a readable safetensors file"):
+    with pytest.raises(fe.FormatError, match=r"no seal of featemb|not a readable"):
         fe.load(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from featemb.benchmarks.serving import resident, speed, subject
 from featemb.benchmarks.serving.latency import summary, take_turns
 from featemb.benchmarks.serving.resident import Runner
 from featemb.benchmarks.serving.speed import Settings
+from featemb.benchmarks.serving.table import tensor_bytes
 from featemb.cli import main
 
 SCHEMA = fe.Schema([fe.Feature("user", 900), fe.Feature("item", 300)], ["price"])
@@ -162,3 +164,37 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("speed", code=2)
     assert "give packages, or one of --rows and --cardinalities" in capsys.readouterr().err
     call("speed", tmp_path / "none", *quick, code=2)
+
+
+def latency_lines(record: dict[str, Any]) -> list[str]:
+    """The table of latencies of docs/serving.md, from its record."""
+    return [
+        f"| {row['batch']:,} | {row['form']} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} "
+        f"| {row['best_ms']:.2f} | {row['rows_per_second']:,} | {row['speedup_of_medians']:.2f} "
+        f"| {row['speedup_of_best']:.2f} |"
+        for row in record["latency"]
+    ]
+
+
+def memory_lines(record: dict[str, Any]) -> list[str]:
+    """The table of resident memory of docs/serving.md, from its record."""
+    lines = []
+    for row in record["memory"]:
+        held = tensor_bytes(record, row["form"].partition(" ")[0])
+        sizes = (held, *(row[name] for name in ("before", "loaded", "growth", "served", "most")))
+        cells = " | ".join(f"{size / 1e6:.1f}" for size in sizes)
+        lines.append(f"| {row['form']} | {cells} | {row['growth'] / held:.2f} |")
+    return lines
+
+
+def test_the_numbers_of_the_page_are_those_of_the_record() -> None:
+    root = Path(__file__).resolve().parent.parent
+    (record,) = json.loads((root / "docs/results/speed/serving.json").read_text("utf-8"))
+    page = (root / "docs" / "serving.md").read_text("utf-8")
+    (eager,) = json.loads((root / "docs/results/speed/serving_eager.json").read_text("utf-8"))
+    for lines in (latency_lines(record), memory_lines(record), latency_lines(eager)):
+        assert "\n".join(lines) in page, "docs/serving.md lacks:\n" + "\n".join(lines)
+    for row in record["memory"]:
+        if row["form"] in ("package eager", "plain eager"):
+            held = tensor_bytes(record, row["form"].partition(" ")[0])
+            assert row["growth"] <= 1.3 * held
