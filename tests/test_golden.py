@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from torch.nn.functional import binary_cross_entropy_with_logits
+from curves import loss_curve
 
 import featemb as fe
-from featemb.check.case import LinearReader, task
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 50
@@ -30,27 +29,8 @@ TOLERANCE = 1e-5
 CODED, STEADY, NEARLY = ("dpq", "mgqe"), 40, 1e-2
 
 
-def loss_curve(spec: str) -> list[float]:
-    """Losses of 50 steps in the first training stage, 64 samples each."""
-    model = LinearReader(fe.check.Case(spec).layer(seed=3))
-    model.layer.begin_stage(model.layer.stages()[0])
-    optimizers = fe.optim.build(model, lr=0.02)
-    losses = []
-    for step, batch in enumerate(task(STEPS, 64), start=1):
-        loss = binary_cross_entropy_with_logits(model(batch.ids), batch.label)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        (loss + model.layer.penalty()).backward()
-        model.layer.after_backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        model.layer.after_step(step)
-        losses.append(float(loss.detach()))
-    return losses
-
-
 def _curves(method: str) -> dict[str, list[float]]:
-    return {spec: [round(one, 7) for one in loss_curve(spec)] for spec in CASES[method]}
+    return {spec: [round(one, 7) for one in loss_curve(spec, STEPS)] for spec in CASES[method]}
 
 
 @pytest.mark.parametrize("method", CASES)

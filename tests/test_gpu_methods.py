@@ -8,6 +8,7 @@ from typing import Any
 import cases
 import pytest
 import torch
+from curves import loss_curve
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import featemb as fe
@@ -23,31 +24,13 @@ def on(device: str, batches: list[TaskBatch]) -> list[TaskBatch]:
     return [TaskBatch(one.ids.to(device), None, one.label.to(device)) for one in batches]
 
 
-def losses(spec: str, device: str, steps: int = 10) -> list[float]:
-    model = LinearReader(Case(spec).layer(seed=3)).to(device)
-    model.layer.begin_stage(model.layer.stages()[0])
-    optimizers = fe.optim.build(model, lr=0.02)
-    found = []
-    for step, batch in enumerate(on(device, task(steps, 64)), start=1):
-        loss = binary_cross_entropy_with_logits(model(batch.ids), batch.label)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        (loss + model.layer.penalty()).backward()
-        model.layer.after_backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        model.layer.after_step(step)
-        found.append(float(loss.detach()))
-    return found
-
-
 @pytest.mark.parametrize("spec", SPECS)
 def test_losses_follow_the_cpu(spec: str) -> None:
     if fe.parse(spec).method.name in RANDOM:
         pytest.skip("draws random numbers on the device")
     # codes of few bits tip over where the devices' last digits differ
     near = 5e-3 if fe.parse(spec).method.name in ("lsq", "mpe", "dpq", "mgqe") else 2e-4
-    assert losses(spec, "cuda") == pytest.approx(losses(spec, "cpu"), abs=near)
+    assert loss_curve(spec, 10, "cuda") == pytest.approx(loss_curve(spec, 10), abs=near)
 
 
 @pytest.mark.parametrize("spec", SPECS)
