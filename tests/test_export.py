@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,17 @@ def test_compiled_hashes_are_the_same(tmp_path: Path) -> None:
     assert check(found.path).worst < 1e-6
     numeric = torch.randn(64, 1)
     assert (found(single_ids(), numeric) - net(single_ids(), numeric)).abs().max() < 1e-5
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text("utf-8")
+    told: dict[str, Any] = {}  # how the page says that a server without featemb reads it
+    exec(
+        next(
+            one for one in re.findall(r"```python\n(.*?)```", page, re.S) if "def compiled" in one
+        ),
+        told,
+    )
+    (tmp_path / "file.pt2").symlink_to(found.path)
+    model, _ = told["compiled"](str(tmp_path / "file.pt2"))
+    assert torch.equal(model(single_ids(), numeric), found(single_ids(), numeric))
     whole = found.path.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(whole), 20):
         changed = bytearray(whole)

@@ -64,6 +64,39 @@ def test_a_process_takes_little_more_than_the_bytes(codec: str, tmp_path: Path) 
     assert most <= MOST_GROWTH * held, f"{most / held:.2f} times its bytes while it loads"
 
 
+SERVE = """
+import sys
+import torch
+import featemb as fe
+
+def resident(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+before = resident("VmRSS")
+net = fe.load(sys.argv[1])
+loaded = resident("VmHWM") - before
+ids = torch.stack([torch.randint(0, f.cardinality, (512,)) for f in net.schema.features], 1)
+net(ids)
+print(loaded, resident("VmHWM") - before, net.memory().serving + net.manifest["bytes"]["net"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_compiled_code_has_its_tensors_once(tmp_path: Path) -> None:
+    schema = fe.Schema([fe.Feature("user", 1_000_000), fe.Feature("item", 50_000)])
+    net = models.build("deepfm", embedding=fe.embedding(schema, "full", dim=16), hidden=(64,))
+    path = fe.export(net, tmp_path / "net", to="aoti").path
+    told = subprocess.run([sys.executable, "-c", SERVE, str(path)], capture_output=True, text=True)
+    assert not told.returncode, told.stderr
+    loaded, most, held = (int(number) for number in told.stdout.split())
+    assert held > 70e6
+    assert 0 < path.stat().st_size - held <= 1024 + held / 100
+    assert loaded <= MOST_GROWTH * held, f"{loaded / held:.2f} times its bytes while it loads"
+    assert most <= MOST_GROWTH * held, f"{most / held:.2f} times its bytes with a call"
+
+
 def test_a_file_that_is_overwritten_later_changes_nothing(tmp_path: Path) -> None:
     frozen = table(tmp_path)
     ids = torch.tensor([[0, 0], [299, 89]])

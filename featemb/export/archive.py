@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ def add_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
         made.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(made, text)
     seal.seal_zip(path)
+
+
+def tidy(path: Path, deflated: Callable[[str], bool], emptied: str | None = None) -> None:
+    """Deflate the entries whose names are to be, and empty those that hold a part of a name."""
+    made_anew = path.with_name("tidy.pt2")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(made_anew, "w") as new:
+        for info in old.infolist():
+            made = zipfile.ZipInfo(info.filename, (1980, 1, 1, 0, 0, 0))
+            made.compress_type = (
+                zipfile.ZIP_DEFLATED if deflated(info.filename) else zipfile.ZIP_STORED
+            )
+            with new.open(made, "w", force_zip64=True) as target, old.open(info) as source:
+                if emptied is None or emptied not in info.filename:
+                    shutil.copyfileobj(source, target)
+    os.replace(made_anew, path)
 
 
 def manifest_of_archive(path: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,13 @@ import torch
 from torch import Tensor
 
 from featemb.errors import ConfigError, FormatError
-from featemb.export.archive import add_manifest, manifest_of_archive, named_pt2, refuse_pickles
+from featemb.export.archive import (
+    add_manifest,
+    manifest_of_archive,
+    named_pt2,
+    refuse_pickles,
+    tidy,
+)
 from featemb.export.artefact import Artefact
 from featemb.export.graph import graph, traced
 from featemb.export.job import Job
@@ -38,23 +42,9 @@ def write(job: Job, path: Path) -> None:
         raise ConfigError(f"pt2 has no options, got {', '.join(job.options)}")
     with quiet():
         torch.export.save(program(job), path)
-    _tidy(path)
+    # Leaves out the pickled sample inputs.
+    tidy(path, lambda name: name.endswith("/models/model.json"), emptied=_SAMPLES)
     add_manifest(path, job.manifest)
-
-
-def _tidy(path: Path) -> None:
-    """Leave out the pickled sample inputs, and deflate the text of the graph."""
-    tidy = path.with_name("tidy.pt2")
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tidy, "w") as new:
-        for info in old.infolist():
-            made = zipfile.ZipInfo(info.filename, (1980, 1, 1, 0, 0, 0))
-            sample = _SAMPLES in info.filename
-            text = info.filename.endswith("/models/model.json")
-            made.compress_type = zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED
-            with new.open(made, "w", force_zip64=True) as target, old.open(info) as source:
-                if not sample:
-                    shutil.copyfileobj(source, target)
-    os.replace(tidy, path)
 
 
 def read(path: Path) -> Artefact:
