@@ -41,7 +41,7 @@ def write(job: Job, path: Path) -> None:
     for name in job.options:
         if name != "march":
             raise ConfigError(f"aoti: unknown option {name!r}; {nearest(name, ['march'])}")
-    from torch._inductor.package import package_aoti
+    from torch._inductor.package.package import package_aoti
 
     chosen = {"cpp.march": job.options["march"]} if "march" in job.options else {}
     with quiet():
@@ -52,7 +52,7 @@ def write(job: Job, path: Path) -> None:
     add_manifest(path, job.manifest)
 
 
-def _compiled(traced: Any, settings: dict[str, Any]) -> tuple[list[str], dict[str, Tensor]]:
+def _compiled(traced: Any, settings: dict[str, Any]) -> tuple[list[Any], dict[str, Tensor]]:
     """Return the files of compiled code, and the tensors it takes, the compiler's own among them."""
     args, kwargs = traced.example_inputs
     made: Any = torch._inductor.aot_compile(
