@@ -99,3 +99,12 @@ def test_code_for_another_processor_is_refused(
     machine = "riscv64"
     with pytest.raises(fe.FormatError, match="compiled for riscv64"):
         aoti.read(path)
+
+
+def test_the_vector_units_are_those_of_the_named_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    units = {name: aoti.processor(name)["cpp.simdlen"] for name in ("haswell", "x86-64", "native")}
+    assert units == {"haswell": 256, "x86-64": 1, "native": None}
+    assert aoti.processor("x86-64-v3") == {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert aoti.processor("armv8-a") == {"cpp.march": "armv8-a"}

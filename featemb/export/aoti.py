@@ -30,6 +30,10 @@ _CONFIG = {
     "aot_inductor.package_constants_on_disk_format": "pickle_weights",
 }
 _CODE = "/data/aotinductor/"
+# Code uses the vector units of this machine, whatever the compiler is told: these bits in a vector
+# are what a processor has that is named; 1 is none, None is this machine's.
+_BITS = {"native": None, "x86-64-v4": None, "x86-64-v2": 1, "x86-64": 1}
+_AVX2_BITS = 256
 
 
 def write(job: Job, path: Path) -> None:
@@ -43,7 +47,7 @@ def write(job: Job, path: Path) -> None:
             raise ConfigError(f"aoti: unknown option {name!r}; {nearest(name, ['march'])}")
     from torch._inductor.package.package import package_aoti
 
-    chosen = {"cpp.march": job.options["march"]} if "march" in job.options else {}
+    chosen = processor(job.options["march"]) if "march" in job.options else {}
     with quiet():
         code, tensors = _compiled(program(job), {**_CONFIG, **chosen})
         package_aoti(str(path), code)
@@ -52,8 +56,15 @@ def write(job: Job, path: Path) -> None:
     add_manifest(path, job.manifest)
 
 
+def processor(march: str) -> dict[str, Any]:
+    """Return the compiler's settings for a processor, by a name that ``-march`` takes."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"cpp.march": march}
+    return {"cpp.march": march, "cpp.simdlen": _BITS.get(march, _AVX2_BITS)}
+
+
 def _compiled(traced: Any, settings: dict[str, Any]) -> tuple[list[Any], dict[str, Tensor]]:
-    """Return the files of compiled code, and the tensors it takes, the compiler's own among them."""
+    """Return the files of compiled code, and the tensors it takes, also the compiler's own."""
     args, kwargs = traced.example_inputs
     made: Any = torch._inductor.aot_compile(
         traced.module(check_guards=False), args, kwargs, options=settings
