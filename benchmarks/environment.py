@@ -83,6 +83,10 @@ def peak_device(name: str) -> int | None:
 
 def peak_rss() -> int:
     """Peak resident bytes of this process since it began."""
+    status = Path("/proc/self/status")  # getrusage counts what the parent held when it forked
+    for line in status.read_text("utf-8").splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
