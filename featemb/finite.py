@@ -60,6 +60,8 @@ class Losses:
 def bad_weight(model: nn.Module) -> str | None:
     """Return the name of a parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
+        if parameter.layout != torch.strided:  # stands for rows of its layer, and holds none itself
+            continue
         if not parameter.is_floating_point() or not parameter.numel():
             continue
         low, high = torch.aminmax(parameter.detach())  # one pass, and no copy of a large table
