@@ -1,10 +1,9 @@
 """Run the tests that need a CUDA device, and write what came out.
 
 Run ``make gpu`` in a checkout; or, with any Python that has torch for CUDA, pytest and what featemb
-needs, ``python -m featemb.benchmarks.gpu_check --out gpu.json``.
-The file says on which device, with
-which versions, what each test did and how long it took. The exit code is 0 only where a device is
-there, at least one test ran, and none failed.
+needs, ``python -m featemb.benchmarks.gpu_check --out gpu.json``. The file says on which device,
+with which versions, what each test did and how long it took. The exit code is 0 only where a device
+is there, at least one test ran, and none failed.
 """
 
 from __future__ import annotations

@@ -20,6 +20,10 @@ SPECS = [spec for specs in cases.CASES.values() for spec in specs]
 RANDOM = ("autodim", "lowprec", "alpt", "optembed")
 
 
+def score(label: torch.Tensor, logits: torch.Tensor) -> float:
+    return -float(binary_cross_entropy_with_logits(logits, label))
+
+
 def on(device: str, batches: list[TaskBatch]) -> list[TaskBatch]:
     return [TaskBatch(one.ids.to(device), None, one.label.to(device)) for one in batches]
 
@@ -38,9 +42,6 @@ def test_all_stages_and_the_served_form(spec: str) -> None:
     layer = Case(spec).layer(device="cuda")
     model = LinearReader(layer).to("cuda")
     data = on("cuda", task(20))
-
-    def score(label: torch.Tensor, logits: torch.Tensor) -> float:
-        return -float(binary_cross_entropy_with_logits(logits, label))
 
     evaluator = fe.Evaluator(model, lambda: data, score)
     before = evaluator()
@@ -74,9 +75,6 @@ def test_a_checkpoint_of_the_device_goes_on(spec: str, tmp_path: Path) -> None:
             told.append(record)
             if stop_after is not None and len(told) > stop_after:
                 raise Stopped
-
-        def score(label: torch.Tensor, logits: torch.Tensor) -> float:
-            return -float(binary_cross_entropy_with_logits(logits, label))
 
         fe.fit(
             model,

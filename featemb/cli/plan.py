@@ -83,10 +83,13 @@ def _ranked(
     frame: pd.DataFrame, runs: list[Path] | None, data: str | None, model: str | None
 ) -> pd.DataFrame:
     """Order a plan: by what runs let expect, or by size."""
-    from featemb.benchmarks import planning
-    from featemb.benchmarks.evidence import rank
+    if runs:
+        from featemb.benchmarks.evidence import rank
 
-    return rank(frame, runs, data, model) if runs else planning.sort(frame)
+        return rank(frame, runs, data, model)
+    from featemb.benchmarks import planning
+
+    return planning.sort(frame)
 
 
 def _devices(gpus: int, gpu_memory: str | None, host_memory: str | None) -> Devices | None:
