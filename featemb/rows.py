@@ -11,6 +11,7 @@ switch them on for the tables that they are given.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -75,6 +76,13 @@ class RowTable(nn.Module):
             vectors = gather_rows(weight, flat)
         return vectors.view(*rows.shape, weight.shape[1])
 
+    @staticmethod
+    def of(weight: nn.Parameter) -> RowTable:
+        """Return a table of rows that are there."""
+        table = RowTable(1, 1, init=0.0, generator=None)
+        table.weight = weight
+        return table
+
     def frozen(self, codec: Codec) -> Part:
         """Return the stored form of the rows."""
         return codec.encode(self.weight)
@@ -82,6 +90,14 @@ class RowTable(nn.Module):
     def extra_repr(self) -> str:
         """Shape, for printing."""
         return f"{self.weight.shape[0]} x {self.weight.shape[1]}"
+
+
+def row_tables(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield path, parent and name of every `RowTable` of a model."""
+    for path, parent in model.named_modules():
+        for name, child in parent.named_children():
+            if isinstance(child, RowTable):
+                yield f"{path}.{name}".strip("."), parent, name
 
 
 # Compilers know no sparse gradient: they break the graph here. torch.compiler.disable would do the

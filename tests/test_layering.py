@@ -49,7 +49,7 @@ NATIVE = {
     ),
     "fbgemm_gpu": (
         "featemb.torchrec",
-        "featemb.rows",
+        "featemb.fbgemm",
         "featemb.export",
         "featemb.benchmarks.speed",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from featemb.stage import Stage
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "row_adam": RowAdam,
     "row_adagrad": RowAdagrad,
+    "rowwise_adagrad": partial(RowAdagrad, rowwise=True),
     "row_rmsprop": RowRMSprop,
     "row_sgd": RowSGD,
     "dense_adam": DenseAdam,
@@ -40,8 +42,8 @@ def build(
     Args:
         model: a module with any number of `featemb.FeatureEmbedding` inside.
         lr: learning rate, where a layer's group does not set its own.
-        optimizer: ``row_adam``, ``row_adagrad``, ``row_rmsprop``, ``row_sgd`` or ``dense_adam``; a
-            layer's group may name another.
+        optimizer: ``row_adam``, ``row_adagrad``, ``rowwise_adagrad`` (one sum a row),
+            ``row_rmsprop``, ``row_sgd`` or ``dense_adam``; a layer's group may name another.
         weight_decay: L2 on the embedding layers (see the module's text for what lazy means).
         net_weight_decay: L2 on all other parameters.
         stage: what is trained; without its ``network`` the layers alone.
@@ -78,7 +80,7 @@ def build(
 def _made_apart(
     model: nn.Module, lr: float, optimizer: str, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """Ask the modules that step their rows themselves (`featemb.torchrec`) for what does so."""
+    """Ask the modules whose rows are stepped by others (TorchRec, FBGEMM) for what does so."""
     makers = (getattr(module, "row_optimizer", None) for module in model.modules())
     made = [make(optimizer, lr, weight_decay) for make in makers if make is not None]
     return [one for one in made if one is not None]

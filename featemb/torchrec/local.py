@@ -15,16 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from featemb.errors import ConfigError
+from featemb.fbgemm.optimizers import FUSED, has, optim_type
 from featemb.rows import RowTable
 from featemb.starting import Start
 from featemb.torchrec.steps import FusedSteps, RowSteps, ShardOptimizer
 
 Engine = Literal["fused", "rows"]
-_FUSED = {  # featemb's name -> FBGEMM's, its settings, and the devices that have it
-    "row_sgd": ("exact_sgd", {}, ("cpu", "cuda")),
-    "row_adagrad": ("exact_adagrad", {"eps": 1e-10}, ("cpu", "cuda")),
-    "row_adam": ("adam", {"eps": 1e-8, "beta1": 0.9, "beta2": 0.999}, ("cuda",)),
-}
 
 
 @dataclass(frozen=True)
@@ -73,23 +69,21 @@ def engine(optimizer: str, weight_decay: float, device: str, wanted: str = "auto
     """
     if wanted not in ("auto", "fused", "rows"):
         raise ConfigError(f"unknown engine {wanted!r}; Allowed: auto, fused, rows")
-    known = _FUSED.get(optimizer)
-    has = known is not None and device in known[2] and not weight_decay
-    if wanted == "fused" and not has:
+    # TorchRec may divide or fill up rows, of which a state of one number a row knows nothing
+    fused = has(optimizer, weight_decay, device) and not FUSED[optimizer].rowwise
+    if wanted == "fused" and not fused:
         decay = f" with weight_decay={weight_decay}" if weight_decay else ""
         raise ConfigError(
             f"FBGEMM has no fused {optimizer}{decay} on {device}; use the engine 'rows'"
         )
-    return "fused" if has and wanted != "rows" else "rows"
+    return "fused" if fused and wanted != "rows" else "rows"
 
 
 def fused_params(optimizer: str, kind: Engine) -> dict[str, Any]:
     """Return what FBGEMM's kernels are made with; learning rates are set before every step."""
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-
     # without a fused step the kernel only holds the rows: SGD keeps no state
-    name, settings, _ = _FUSED[optimizer if kind == "fused" else "row_sgd"]
-    return {"optimizer": EmbOptimType(name), "learning_rate": 0.0, **settings}
+    fused = FUSED[optimizer if kind == "fused" else "row_sgd"]
+    return {"optimizer": optim_type(fused.name), "learning_rate": 0.0, **fused.settings}
 
 
 class LocalRows:
@@ -127,7 +121,7 @@ class LocalRows:
             views = list(kernel.split_embedding_weights())
             self.views += views
             if kind == "rows":
-                tables = [_table(view) for view in views]
+                tables = [RowTable.of(nn.Parameter(view.detach())) for view in views]
                 self.tables += tables
                 # TorchRec routes rows here and vectors back; the gather and its gradient are ours
                 kernel.forward = _Gather(tables)
@@ -222,10 +216,3 @@ class _Gather:
             return vectors
         parts = torch.split(values, features.length_per_key())
         return torch.cat([table(own) for table, own in zip(self.tables, parts, strict=True)])
-
-
-def _table(view: Tensor) -> RowTable:
-    """Return a table whose rows are a shard."""
-    table = RowTable(1, 1, init=0.0, generator=None)
-    table.weight = nn.Parameter(view.detach())
-    return table

@@ -6,7 +6,6 @@ numbers. So one way of dividing rows serves every method that reads rows by numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from featemb.errors import ConfigError
 from featemb.layer import outermost
-from featemb.rows import RowTable
+from featemb.rows import row_tables
 from featemb.torchrec.shardable import check_shardable
 
 if TYPE_CHECKING:
@@ -148,17 +147,9 @@ def to_torchrec(model: nn.Module) -> nn.Module:
         raise ConfigError("the model holds no featemb.FeatureEmbedding, there is nothing to shard")
     for layer in found:
         check_shardable(layer)
-    for path, parent, name in list(_tables(model)):
+    for path, parent, name in list(row_tables(model)):
         table = getattr(parent, name)
         rows = TorchRecRows(table.weight.detach(), path.replace(".", "_"))
         rows.start = table.start
         setattr(parent, name, rows.train(table.training))
     return model
-
-
-def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield path, parent and name of every `RowTable` of a model."""
-    for path, parent in model.named_modules():
-        for name, child in parent.named_children():
-            if isinstance(child, RowTable):
-                yield f"{path}.{name}".strip("."), parent, name

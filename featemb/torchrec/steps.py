@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from featemb.fbgemm.optimizers import FUSED
 from featemb.optim import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class FusedSteps(ShardOptimizer):
 
     def row_state(self) -> dict[str, Sharded]:
         """Return the moments or sums that FBGEMM keeps."""
-        found: dict[str, list[Tensor]] = {name: [] for name in _STATE[self.local.optimizer_name]}
+        found: dict[str, list[Tensor]] = {
+            name: [] for name in FUSED[self.local.optimizer_name].state
+        }
         for kernel in self.local.kernels:
             for one in kernel.get_optimizer_state():
                 for name in found:
@@ -81,9 +84,6 @@ class FusedSteps(ShardOptimizer):
         for kernel in self.local.kernels:
             kernel.iter.fill_(self.steps)
             kernel.iter_cpu.fill_(self.steps)
-
-
-_STATE = {"row_sgd": (), "row_adagrad": ("sum",), "row_adam": ("exp_avg", "exp_avg_sq")}
 
 
 class RowSteps(ShardOptimizer):
