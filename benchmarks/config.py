@@ -12,6 +12,8 @@ from featemb import models
 from featemb.budget import parse_bytes
 from featemb.codecs.base import codec_by_name
 from featemb.errors import ConfigError, nearest
+from featemb.fbgemm.choice import check_kernel
+from featemb.fbgemm.optimizers import FUSED, check_has, require_fbgemm
 from featemb.grammar import write
 from featemb.history import check_anneal
 from featemb.optim import OPTIMIZERS
@@ -53,6 +55,7 @@ class RunConfig:
         weight_decay: L2 on embedding rows that are read (over all rows with dense_adam).
         net_weight_decay: L2 on the other parameters.
         optimizer: name as in `featemb.optim.build`.
+        kernel: whose kernels train the rows, "torch" or "fbgemm" (`featemb.use_kernel`).
         patience: evaluations in a row without a better validation AUC before a stage stops.
         lr_decay: factor of the learning rate after such an evaluation.
         anneal: share of a stage's epochs in which the learning rate falls to zero (`featemb.fit`).
@@ -84,6 +87,7 @@ class RunConfig:
     weight_decay: float = 0.0
     net_weight_decay: float = 0.0
     optimizer: str = "row_adam"
+    kernel: str = "torch"
     patience: int = 2
     lr_decay: float = 1.0
     anneal: float = 0.0
@@ -112,10 +116,28 @@ class RunConfig:
         if self.optimizer not in OPTIMIZERS:
             hint = nearest(str(self.optimizer), OPTIMIZERS)
             raise ConfigError(f"unknown optimizer {self.optimizer!r}; {hint}")
+        self._check_kernel()
         self._require("data", "a name or a path", isinstance(self.data, str) and bool(self.data))
         self._check_size()
         self._check_names()
         check_device(self.device)
+
+    def _check_kernel(self) -> None:
+        """Refuse what the kernel has on no device; a record is read on other devices too."""
+        check_kernel(self.kernel)
+        if self.kernel == "fbgemm":
+            devices = FUSED[self.optimizer].devices if self.optimizer in FUSED else ("cpu",)
+            check_has(self.optimizer, self.weight_decay, devices[0])
+
+    def check_here(self) -> None:
+        """Refuse a run that this machine cannot do, before its data are loaded.
+
+        Raises:
+            ConfigError: the kernel is not installed, or has no such optimizer on the device.
+        """
+        if self.kernel == "fbgemm":
+            require_fbgemm()
+            check_has(self.optimizer, self.weight_decay, self.device.partition(":")[0])
 
     def _check_size(self) -> None:
         if self.ratio is not None and self.budget is not None:
@@ -169,8 +191,8 @@ class RunConfig:
         settings = {name: value for name, value in self.to_dict().items() if name not in PLACE}
         settings["codecs"] = list(self.codecs)
         # what came after the first records counts only where it is used: run ids stay
-        unused = [name for name in ("codecs", "anneal") if not settings[name]]
-        return {name: value for name, value in settings.items() if name not in unused}
+        unused = {"codecs": [], "anneal": 0, "kernel": "torch"}
+        return {n: value for n, value in settings.items() if n not in unused or value != unused[n]}
 
     def at(self, device: str | None = None, threads: int | None = None) -> RunConfig:
         """Return the same run for another place of computation."""

@@ -146,8 +146,9 @@ class Ranks(Alone):
         """Build the network without rows: each process makes its own alone.
 
         Raises:
-            ConfigError: the method's rows cannot be divided.
+            ConfigError: the method's rows cannot be divided, or a kernel is asked for.
         """
+        check_kernel(config)
         self._parts = planned_bytes(config, schema)
         with rows_later():
             return build_network(config, schema, device="cpu")
@@ -233,6 +234,19 @@ class Ranks(Alone):
 
 def _folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.path.with_suffix(".dcp")
+
+
+def check_kernel(config: RunConfig) -> None:
+    """Refuse a kernel of one process.
+
+    Raises:
+        ConfigError: one is asked for.
+    """
+    if config.kernel != "torch":
+        raise ConfigError(
+            f"the kernel {config.kernel!r} trains the rows of one process; with --distributed "
+            "FBGEMM steps rows where it has the optimizer, without being asked"
+        )
 
 
 def planned_bytes(config: RunConfig, schema: Schema) -> dict[str, int]:

@@ -8,6 +8,7 @@ from featemb import models
 from featemb.benchmarks.config import RunConfig
 from featemb.build import embedding
 from featemb.errors import BudgetError
+from featemb.fbgemm.choice import use_kernel
 from featemb.models import CTRModel
 from featemb.schema import Schema
 
@@ -21,7 +22,7 @@ def build_network(config: RunConfig, schema: Schema, device: str | None = None) 
 
     Raises:
         BudgetError: the method cannot get that small.
-        ConfigError: method and model do not fit together.
+        ConfigError: method and model do not fit together, or the kernel cannot train its rows.
     """
     share: int | None = None
     if isinstance(config.budget, int):
@@ -37,7 +38,7 @@ def build_network(config: RunConfig, schema: Schema, device: str | None = None) 
     )
     net = models.build(config.model, embedding=layer, seed=config.seed, **dict(config.model_config))
     _check_size(net, config)
-    return net
+    return net if device else use_kernel(net, config.kernel)
 
 
 def layer_dims(config: RunConfig, schema: Schema) -> list[int]:

@@ -16,7 +16,7 @@ from featemb.errors import ConfigError
 # What ``featemb train`` has an option for.
 OPTIONS = (
     *("dim", "epochs", "batch_size", "lr", "weight_decay", "optimizer", "patience", "anneal"),
-    *("rows", "device", "threads"),
+    *("rows", "device", "threads", "kernel"),
 )
 DATA_OPTIONS = ("label", "schema", "root")
 

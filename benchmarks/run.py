@@ -197,7 +197,7 @@ def _run(
         "peak_device": environment.peak_device(config.device),
         "peak_rss": environment.peak_rss(),
     }
-    record["training"] = _training(trained)
+    record["training"] = _training(trained, config.kernel)
     record["timings"] = _timings(clock, trained, config, len(splits["train"]))
     return sources.predictions(splits["test"], score["test"]), frozen, dataset
 
@@ -243,7 +243,7 @@ def _coded(net: CTRModel, config: RunConfig, dataset: Dataset) -> dict[str, Any]
     return found
 
 
-def _training(trained: Trained) -> dict[str, Any]:
+def _training(trained: Trained, kernel: str) -> dict[str, Any]:
     history = trained.history
     stage = trained.curve[-1]["stage"]
     return {
@@ -251,6 +251,7 @@ def _training(trained: Trained) -> dict[str, Any]:
         "best_epoch": history.best_epoch,
         "best_valid_auc": history.best_score,
         "stopped_early": history.stopped_early,
+        "kernel": kernel,
     }
 
 

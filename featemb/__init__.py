@@ -29,6 +29,7 @@ from featemb.errors import (
 )
 from featemb.evaluator import Evaluator
 from featemb.export import export, load
+from featemb.fbgemm.choice import use_kernel
 from featemb.fit import fit
 from featemb.frozen import FrozenEmbedding
 from featemb.history import History
@@ -101,6 +102,7 @@ __all__ = [
     "save_converted",
     "serve",
     "staging",
+    "use_kernel",
 ]
 
 _LAZY = ("benchmarks", "datasets", "models", "torchrec")

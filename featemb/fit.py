@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from featemb.checkpoint import Checkpoint
+from featemb.fbgemm.choice import kernel_of
 from featemb.history import Batches, History, Settings, check_anneal
 from featemb.loop import Loop
 
@@ -39,7 +40,7 @@ def fit(
 
     Args:
         model: called as ``model(ids)`` or ``model(ids, numeric)``, gives logits ``[B]``; holds
-            at least one `featemb.FeatureEmbedding`.
+            at least one `featemb.FeatureEmbedding`. `featemb.use_kernel` says who trains its rows.
         batches: epoch number from 0 -> the batches of that epoch, the same ones every time.
         evaluate: score of the model in eval mode, higher is better: training stops early, the
             best weights are restored. A `featemb.Evaluator` scores a search's candidates together.
@@ -74,5 +75,6 @@ def fit(
     steps = (epochs, lr, weight_decay, net_weight_decay, optimizer)
     stops = (patience, lr_decay, eval_every)
     check_anneal(anneal, lr_decay)
-    settings = Settings(batches, evaluate, held_out, *steps, *stops, on_record, anneal, stop)
+    how = (on_record, anneal, stop)
+    settings = Settings(batches, evaluate, held_out, *steps, *stops, *how, kernel=kernel_of(model))
     return Loop(model, settings, checkpoint).run()

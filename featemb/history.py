@@ -97,6 +97,7 @@ class Settings:
     on_record: Callable[[dict[str, Any]], None] | None
     anneal: float = 0.0
     stop: Callable[[], bool] | None = None
+    kernel: str = "torch"
 
     def fixed(self) -> dict[str, Any]:
         """Return those that must be the same where a training goes on."""
@@ -113,7 +114,7 @@ class Settings:
 
 _FIXED = (
     *("lr", "weight_decay", "net_weight_decay", "optimizer"),
-    *("patience", "lr_decay", "eval_every", "anneal"),
+    *("patience", "lr_decay", "eval_every", "anneal", "kernel"),
 )
 
 

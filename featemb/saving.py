@@ -80,7 +80,8 @@ class Saver:
         found = saved.get("settings")
         if not isinstance(found, dict) or "stages" not in saved:
             raise self.checkpoint.refused("is not a checkpoint of featemb.fit")
-        found = found | {"stages": saved["stages"]}
+        # there was one kernel only when the first checkpoints were written
+        found = {"kernel": "torch"} | found | {"stages": saved["stages"]}
         for name, value in asked.items():
             if found.get(name) != value:
                 was = f"{name} was {found.get(name)!r} and is {value!r} now"

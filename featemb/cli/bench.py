@@ -50,6 +50,7 @@ def bench(
     lr: float | None = settings.LR,
     weight_decay: float | None = settings.WEIGHT_DECAY,
     optimizer: str | None = settings.OPTIMIZER,
+    kernel: str | None = settings.KERNEL,
     patience: int | None = settings.PATIENCE,
     anneal: float | None = settings.ANNEAL,
     rows: int | None = settings.ROWS,

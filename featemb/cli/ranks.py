@@ -37,10 +37,17 @@ def train(config: RunConfig, out: Path, quiet: bool, how: dict[str, Any], wishes
         ConfigError: torchrun did not start this process, or the run cannot be divided.
     """
     from featemb.benchmarks import sources
-    from featemb.benchmarks.distributed import Place, Ranks, one_first, process_group
+    from featemb.benchmarks.distributed import (
+        Place,
+        Ranks,
+        check_kernel,
+        one_first,
+        process_group,
+    )
 
     # torch tells developers of tracing, at the first batch, of what TorchRec asks it
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    check_kernel(config)
     place, side = Place.of_environment(), Ranks(wishes.sharding)
     config = config.at(device=place.device(config.device))
     out.mkdir(parents=True, exist_ok=True)

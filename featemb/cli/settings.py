@@ -26,8 +26,10 @@ BATCH_SIZE = typer.Option(None, help="Samples of a training step [1024].")
 LR = typer.Option(None, help="Learning rate [0.001].")
 WEIGHT_DECAY = typer.Option(None, help="L2 on embedding rows [0].")
 OPTIMIZER = typer.Option(
-    None, help="row_adam, row_adagrad, row_rmsprop, row_sgd or dense_adam [row_adam]."
+    None,
+    help="row_adam, row_adagrad, rowwise_adagrad, row_rmsprop, row_sgd or dense_adam [row_adam].",
 )
+KERNEL = typer.Option(None, help="What trains the rows: torch or fbgemm [torch].")
 PATIENCE = typer.Option(None, help="Evaluations without a better validation AUC to stop at [2].")
 ANNEAL = typer.Option(
     None,

@@ -39,6 +39,7 @@ def train(
     lr: float | None = settings.LR,
     weight_decay: float | None = settings.WEIGHT_DECAY,
     optimizer: str | None = settings.OPTIMIZER,
+    kernel: str | None = settings.KERNEL,
     patience: int | None = settings.PATIENCE,
     anneal: float | None = settings.ANNEAL,
     rows: int | None = settings.ROWS,
@@ -72,6 +73,7 @@ def train(
     )
     how = settings.checkpoints(checkpoint, checkpoint_minutes, keep_checkpoints)
     wanted = how | {"save_model": save_model}
+    config.check_here()
     with settings.ends_on_signal(how):
         if distributed:
             ranks.train(config, out, quiet, wanted, ranks.Wishes(sharding, timeout, save_schema))

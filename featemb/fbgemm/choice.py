@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
 from featemb.errors import ConfigError, nearest
@@ -11,6 +13,7 @@ from featemb.layer import FeatureEmbedding, outermost
 from featemb.rows import RowTable, row_tables
 
 KERNELS = ("torch", "fbgemm")
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_kernel(kernel: str) -> None:
@@ -28,7 +31,7 @@ def kernel_of(model: nn.Module) -> str:
     return "fbgemm" if any(isinstance(one, FbgemmRows) for one in model.modules()) else "torch"
 
 
-def use_kernel(model: nn.Module, kernel: str) -> nn.Module:
+def use_kernel(model: M, kernel: str) -> M:
     """Choose whose kernels look up and step the rows of a model's embedding layers, in place.
 
     Answers, names of the state dict and the frozen form stay as they are. Make the optimizers

@@ -121,7 +121,7 @@ class Engine:
             if ahead is None or rate != self.rate or not ahead.is_of(rows):
                 self.rate = rate
                 ahead = _Ahead(rows, self._look_up(rows))
-            ahead.vectors.backward(F.pad(grads, (0, self.columns - self.width)))
+            torch.autograd.backward(ahead.vectors, F.pad(grads, (0, self.columns - self.width)))
         self.steps += 1
 
     def _look_up(self, rows: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shape letters: R rows, C width of a row, P that width filled up to a multiple of
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from featemb.codecs.base import Codec
     from featemb.parts.base import Part
 
+_THEIRS = "fbgemm_"  # buffers of FBGEMM's bookkeeping
+
 
 class FbgemmRows(RowTable):
     """A trainable table of rows in memory that FBGEMM's kernels work on.
@@ -35,11 +38,10 @@ class FbgemmRows(RowTable):
     Attributes:
         weight: parameter ``[R, C]``, a view of the table.
         padding: buffer ``[R, P - C]``, the zeros, where there are any; in no state dict.
-        engine: what trains the rows; None before there is an optimizer.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {"weight": "rows", "padding": "padding"}
-    engine: Engine | None = None
+    _engine: weakref.ref[Engine] | None = None  # an optimizer owns it
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__(1, 1, init=0.0, generator=None)
@@ -56,18 +58,23 @@ class FbgemmRows(RowTable):
         self.weight.stepped_apart = True  # type: ignore[attr-defined]
         if missing:
             self.register_buffer("padding", whole[:, weight.shape[1] :], persistent=False)
-        self._whole, self.engine = whole, None
+        self._whole, self._engine = whole, None
+
+    @property
+    def engine(self) -> Engine | None:
+        """What trains the rows; None where there is no optimizer."""
+        return None if self._engine is None else self._engine()
 
     def forward(self, rows: Tensor) -> Tensor:
         """Gather rows; int64 of any shape ``[...]`` gives ``[..., C]``."""
         training = torch.is_grad_enabled() and self.weight.requires_grad
-        flat = rows.reshape(-1)
+        flat, engine = rows.reshape(-1), self.engine
         if torch.compiler.is_exporting() or not training:
             vectors = gather_rows(self._whole, flat)[:, : self.weight.shape[1]]
-        elif self.engine is None or not flat.numel():
+        elif engine is None or not flat.numel():
             return super().forward(rows)
         else:
-            vectors = _read(self.weight, flat, self.engine)
+            vectors = _read(self.weight, flat, engine)
         return vectors.reshape(*rows.shape, self.weight.shape[1])
 
     def row_optimizer(self, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -82,10 +89,15 @@ class FbgemmRows(RowTable):
 
     def train_by(self, optimizer: str) -> Engine:
         """Give the table to FBGEMM, with an optimizer of its own, and return what trains it."""
-        self.engine = Engine(self._whole, self.weight.shape[1], optimizer)
-        for name, tensor in self.engine.bookkeeping().items():
-            self.register_buffer(f"fbgemm_{name}", tensor, persistent=False)
-        return self.engine
+        engine = Engine(self._whole, self.weight.shape[1], optimizer)
+        self._buffers = self._own_buffers()
+        for name, tensor in engine.bookkeeping().items():
+            self.register_buffer(_THEIRS + name, tensor, persistent=False)
+        self._engine = weakref.ref(engine)
+        return engine
+
+    def _own_buffers(self) -> dict[str, Tensor | None]:
+        return {n: one for n, one in self._buffers.items() if not n.startswith(_THEIRS)}
 
     def frozen(self, codec: Codec) -> Part:
         """Return the stored form of the rows."""
@@ -108,8 +120,7 @@ class FbgemmRows(RowTable):
 
     def __getstate__(self) -> dict[str, Any]:
         state = copy.copy(self.__dict__)
-        kept = {n: one for n, one in self._buffers.items() if not n.startswith("fbgemm_")}
-        return state | {"engine": None, "_buffers": kept}
+        return state | {"_engine": None, "_buffers": self._own_buffers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
