@@ -54,10 +54,15 @@ class RandomBatch(NamedTuple):
     label: Tensor
 
 
-def make_step(model: nn.Module, schema: Schema, optimizer: str, how: argparse.Namespace) -> Step:
+def make_step(
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    schema: Schema,
+    how: argparse.Namespace,
+) -> Step:
     """Return a function that trains one step on fresh random ids and returns its seconds."""
     model.train()
-    optimizers, layers = optim.build(model, RATES[optimizer], optimizer), staging.layers(model)
+    layers = staging.layers(model)
     limits = torch.tensor(schema.cardinalities)
     generator = torch.Generator().manual_seed(0)
 
@@ -79,14 +84,15 @@ def measure(
 ) -> dict[str, Any]:
     """Return the times of a layer's steps under both kernels, and how far their rows are apart."""
     schema = schema_of(rows, how.features)
-    layers, steps = {}, {}
+    layers, steps, made = {}, {}, {}
     for kernel in KERNELS:
         layers[kernel] = fe.embedding(schema, how.method, dim=dim, device=how.device)
         model: nn.Module = Alone(layers[kernel])
         if network:
             model = models.build("deepfm", embedding=layers[kernel], numeric=0, dropout=0.0)
         fe.use_kernel(model.to(how.device), kernel)
-        steps[kernel] = make_step(model, schema, optimizer, how)
+        made[kernel] = optim.build(model, RATES[optimizer], optimizer)
+        steps[kernel] = make_step(model, made[kernel], schema, how)
     seconds: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
     for turn in range(how.warmup + how.turns):
         for kernel, step in steps.items():
@@ -105,9 +111,7 @@ def measure(
         "milliseconds": {kernel: round(1e3 * one, 2) for kernel, one in median.items()},
         "fbgemm / torch": round(median["fbgemm"] / median["torch"], 2),
         "fbgemm / torch, best": round(min(seconds["fbgemm"]) / min(seconds["torch"]), 2),
-        "training bytes": {
-            k: sum(one.memory().training_parts.values()) for k, one in layers.items()
-        },
+        "training bytes": {k: one.memory(made[k]).training for k, one in layers.items()},
         "largest difference": float(apart),
     }
 
