@@ -60,9 +60,8 @@ def fit(
             first; what it adds to a record (numbers and texts) is kept.
         checkpoint: file of all state, written after every evaluation and stage, or a
             `featemb.Checkpoint` to write it every so many minutes too. Where it exists, training
-            goes on from it, with the answers of one that was not interrupted; delete it to begin
-            anew. A search that was interrupted starts over. All arguments must be the same;
-            epochs may be more for a stage under way.
+            goes on from it, with the answers of one that was not interrupted (a search starts
+            over); delete it to begin anew. Arguments must be the same, but for more epochs.
         stop: asked after every step; on True the checkpoint is written and `Stopped` raised.
 
     Raises:

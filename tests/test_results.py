@@ -227,3 +227,14 @@ def test_encoding_is_that_of_the_record() -> None:
     assert record["peak_bytes"] < record["memory"]
     assert f"peaked at {record['peak_bytes'] / 1e6:,.0f} MB" in text
     assert f"{record['rows_per_second_by_processor_seconds']:,} rows a second" in text
+
+
+def test_kernels_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "docs/results/speed/kernels.json").read_text())
+    text = " ".join((ROOT / "docs" / "optimizers.md").read_text().split())
+    ratios: dict[bool, list[float]] = {False: [], True: []}
+    for case in record["cases"]:
+        ratios[case["network"] is not None].append(case["fbgemm / torch"])
+        assert case["network"] or case["largest difference"] <= 1e-5
+    assert f"took {min(ratios[False])} to {max(ratios[False])} times as long" in text
+    assert f"takes most of the time: {min(ratios[True])} to {max(ratios[True])}." in text

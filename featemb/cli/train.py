@@ -62,14 +62,12 @@ def train(
     from featemb.benchmarks import sources
     from featemb.benchmarks.config import RunConfig
 
-    training = settings.training(locals())
-    options = settings.data_options(label, schema, root)
     config = RunConfig(
         data=data,
-        data_options=options,
+        data_options=settings.data_options(label, schema, root),
         model_config=settings.model_settings(model_set),
         **settings.given(model=model, method=method, ratio=ratio, budget=budget, seed=seed),
-        **training,
+        **settings.training(locals()),
     )
     how = settings.checkpoints(checkpoint, checkpoint_minutes, keep_checkpoints)
     wanted = how | {"save_model": save_model}
