@@ -337,6 +337,10 @@ def test_methods_that_need_more_say_why_not(spec: str, reason: str) -> None:
     assert kernel_of(layer) == "torch"
 
 
+def unloadable(name: str) -> None:
+    raise OSError("x")
+
+
 def test_what_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = fe.embedding(SMALL, "full", dim=6)
     with pytest.raises(fe.ConfigError, match="unknown kernel 'fbgem'; did you mean 'fbgemm'"):
@@ -353,6 +357,10 @@ def test_what_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         own[0].step()
     with pytest.raises(ValueError, match="the rows have the state"):
         own[0].load_state_dict(fe.optim.build(layer, 0.1, "rowwise_adagrad")[0].state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizers, "import_module", unloadable)
+        with pytest.raises(fe.ConfigError, match=r"cannot be loaded \(x\): install it"):
+            fe.use_kernel(layer, "fbgemm")
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(fe.ConfigError, match=r"needs FBGEMM: .*featemb\[gpu\]"):
         fe.use_kernel(layer, "fbgemm")

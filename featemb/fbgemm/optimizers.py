@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -83,10 +84,14 @@ def optim_type(name: str) -> Any:
 
 
 def require_fbgemm() -> None:
-    """Say what to install where FBGEMM is missing.
+    """Say what to install where FBGEMM is missing, or is not the one for this torch.
 
     Raises:
         ConfigError: it cannot be imported.
     """
     if find_spec("fbgemm_gpu") is None:
         raise ConfigError(f"the kernel 'fbgemm' needs FBGEMM: {INSTALL}")
+    try:
+        import_module("fbgemm_gpu")
+    except (ImportError, OSError) as error:
+        raise ConfigError(f"FBGEMM cannot be loaded ({error}): {INSTALL}") from error
