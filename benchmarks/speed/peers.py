@@ -38,8 +38,8 @@ def one(sizes: Sizes, peer: str, turns: int, warmup: int) -> dict[str, Any]:
     draw = batches(sizes)
     drawn = draw()
 
-    def step_of(train: TrainStep, fresh: bool) -> Callable[[], float]:
-        def step() -> float:
+    def step_of(train: TrainStep, fresh: bool) -> Callable[[], speed.Taken]:
+        def step() -> speed.Taken:
             nonlocal drawn
             if fresh:
                 drawn = draw()
@@ -52,14 +52,12 @@ def one(sizes: Sizes, peer: str, turns: int, warmup: int) -> dict[str, Any]:
     steps[peer] = step_of(CONTENDERS[peer](sizes), fresh=False)
     found = speed.take(steps, turns, warmup)
     rate = {name: round(1e3 * sizes.batch / ms) for name, ms in found["median"].items()}
-    median, best = found["median"], found["best"]
     return {
         "rows": sizes.rows,
         "peer": peer,
         "milliseconds": found,
         "samples_per_second": {"featemb": rate[_OURS], "peer": rate[peer]},
-        "ratio": round(median[peer] / median[_OURS], 2),
-        "ratio_of_best": round(best[peer] / best[_OURS], 2),
+        "ratios": {kind: round(ms[peer] / ms[_OURS], 2) for kind, ms in found.items()},
     }
 
 
@@ -98,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         turns["warmup"] = 2 if large else options.warmup
         for peer in options.peers:
             pairs.append(_apart({"sizes": sizes, "peer": peer, **turns}))
-            print(f"{rows:,} rows, {peer}: {pairs[-1]['ratio']} times", flush=True)
+            print(f"{rows:,} rows, {peer}: {pairs[-1]['ratios']}", flush=True)
         profile = {"turns": options.turns, "warmup": options.warmup}
         profiles.append(_apart({"sizes": sizes, **profile}))
         print(f"{rows:,} rows: {profiles[-1]['shares']}", flush=True)

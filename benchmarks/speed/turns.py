@@ -9,36 +9,62 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from featemb.files import replacing
 
 
-def timed(call: Callable[[], object]) -> float:
+class Taken(NamedTuple):
+    """Seconds of a call: by the clock, and of the processors of all threads."""
+
+    clock: float
+    processor: float
+
+
+def timed(call: Callable[[], object]) -> Taken:
     """Return the seconds of a call."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - began
+    return Taken(time.perf_counter() - began, time.process_time() - busy)
 
 
-def take(steps: Mapping[str, Callable[[], float]], turns: int, warmup: int) -> dict[str, Any]:
-    """Let steps take turns; each returns its seconds. The first ``warmup`` rounds do not count.
+def take(
+    steps: Mapping[str, Callable[[], Taken]], turns: int, warmup: int = 1, limit: float = 1e9
+) -> dict[str, dict[str, float]]:
+    """Let steps take turns; the first ``warmup`` rounds do not count.
+
+    Args:
+        steps: what takes turns, by name.
+        turns: rounds that count.
+        warmup: rounds before them.
+        limit: seconds after which no further round begins; one always counts.
 
     Returns:
-        Milliseconds of every step, ``median`` and ``best`` by name.
+        Milliseconds of every step by name: ``median`` and ``best`` by the clock, and the median of
+        the ``processor``, which other work on the machine disturbs less.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    found: dict[str, list[Taken]] = {name: [] for name in steps}
+    began = time.perf_counter()
     for turn in range(warmup + turns):
+        if time.perf_counter() - began > limit and all(found.values()):
+            break
         for name, step in steps.items():
             taken = step()
             if turn >= warmup:
-                seconds[name].append(taken)
+                found[name].append(taken)
     return {
-        "median": {name: round(1e3 * statistics.median(s), 3) for name, s in seconds.items()},
-        "best": {name: round(1e3 * min(s), 3) for name, s in seconds.items()},
+        "median": _each(found, lambda s: statistics.median(one.clock for one in s)),
+        "best": _each(found, lambda s: min(one.clock for one in s)),
+        "processor": _each(found, lambda s: statistics.median(one.processor for one in s)),
     }
+
+
+def _each(
+    found: Mapping[str, list[Taken]], of: Callable[[list[Taken]], float]
+) -> dict[str, float]:
+    return {name: round(1e3 * of(several), 3) for name, several in found.items()}
 
 
 def machine() -> dict[str, Any]:
