@@ -20,6 +20,7 @@ import featemb as fe
 from featemb import datasets, optim
 from featemb.benchmarks.speed import turns as speed
 from featemb.layer import FeatureEmbedding
+from featemb.optim.lazy import RowOptimizer
 
 Ids = Tensor | fe.Jagged
 
@@ -71,8 +72,8 @@ def read(kind: type, values: dict[str, Any]) -> Any:
 
 def _layer(point: StepPoint) -> FeatureEmbedding:
     size = point.rows // point.features
-    bags = {"multi": True, "pooling": "sum"} if point.bag else {}
-    schema = fe.Schema(fe.Feature(f"f{n}", size, **bags) for n in range(point.features))
+    multi = bool(point.bag)
+    schema = fe.Schema(fe.Feature(f"f{n}", size, multi=multi) for n in range(point.features))
     spec = "full"
     if point.lookups:
         spec = f"unified(lookups={point.lookups}, rows={point.rows})"
@@ -104,7 +105,8 @@ def step(point: StepPoint) -> dict[str, Any]:
     layer = _layer(point)
     optimizers = optim.build(layer, lr=1e-3, optimizer=point.optimizer)
     for optimizer in optimizers:
-        optimizer.allocate()
+        if isinstance(optimizer, RowOptimizer):
+            optimizer.allocate()
     generator, taken = torch.Generator().manual_seed(0), 0
 
     def train() -> speed.Taken:

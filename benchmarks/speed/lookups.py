@@ -44,6 +44,8 @@ Call = Callable[[Tensor], object]
 class Plain(nn.Module):
     """``nn.Embedding`` over all features' rows."""
 
+    offsets: Tensor
+
     def __init__(self, schema: fe.Schema, dim: int, sparse: bool = False) -> None:
         super().__init__()
         self.table = nn.Embedding(sum(schema.cardinalities), dim, sparse=sparse)
@@ -77,7 +79,7 @@ def plain_step(schema: fe.Schema, dim: int) -> Call:
     def step(ids: Tensor) -> None:
         optimizer.zero_grad()
         plain(ids).sum().backward()
-        optimizer.step()
+        optimizer.step()  # type: ignore[no-untyped-call]
 
     return step
 
@@ -192,7 +194,7 @@ class Bench:
 
 def _repeats(ids: Tensor) -> float:
     """Return how many lookups a batch has for each distinct (feature, id)."""
-    return ids.numel() / sum(len(column.unique()) for column in ids.unbind(1))
+    return ids.numel() / sum(len(set(column.tolist())) for column in ids.unbind(1))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -32,16 +32,15 @@ def shares(sizes: Sizes, turns: int, warmup: int) -> dict[str, Any]:
         for epoch in range(warmup + turns)
         for batch in data.batches(sizes.batch, shuffle=True, epoch=epoch)
     )
-    with _named(net):
-        for turn in range(warmup + turns):
-            if turn == warmup:
-                watch = profile(activities=[ProfilerActivity.CPU])
-                watch.__enter__()
+    watched: Any = [_Watched(one) for one in optimizers]
+    for _ in range(warmup):
+        staging.update(net, layers, next(epochs), optimizers)
+    with _named(net), profile(activities=[ProfilerActivity.CPU]) as watch:
+        for _ in range(turns):
             with record_function("step"):
                 with record_function("data"):
                     batch = next(epochs)
-                staging.update(net, layers, batch, _watched(optimizers))
-        watch.__exit__(None, None, None)
+                staging.update(net, layers, batch, watched)
     spent = {event.key: event.cpu_time_total for event in watch.key_averages()}
     whole = spent["step"]
     found = {
@@ -67,10 +66,6 @@ class _Watched:
     def step(self) -> None:
         with record_function("optimizer"):
             self._optimizer.step()
-
-
-def _watched(optimizers: list[torch.optim.Optimizer]) -> Any:
-    return [_Watched(one) for one in optimizers]
 
 
 @contextmanager

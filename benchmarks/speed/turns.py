@@ -61,9 +61,7 @@ def take(
     }
 
 
-def _each(
-    found: Mapping[str, list[Taken]], of: Callable[[list[Taken]], float]
-) -> dict[str, float]:
+def _each(found: Mapping[str, list[Taken]], of: Callable[[list[Taken]], float]) -> dict[str, float]:
     return {name: round(1e3 * of(several), 3) for name, several in found.items()}
 
 
