@@ -7,6 +7,7 @@ repeats them, as real ones do. A form and ``nn.Embedding`` take turns on the sam
   ``nn.Embedding(sparse=True)`` with torch's `SparseAdam`: both touch the rows of the batch only;
 - ``forward``: training mode, forward alone, with what backward needs;
 - ``frozen``: the frozen layer, as it is written;
+- ``each_id``: the same without `featemb.once`, where it applies: every id is computed as it stands;
 - ``compiled``: the frozen layer by `torch.compile`, beside a compiled ``nn.Embedding``.
 
 Before it is frozen, a layer makes one step of each of its stages, so that it has its served form.
@@ -25,13 +26,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import featemb as fe
-from featemb import optim, staging
+from featemb import once, optim, staging
 from featemb.benchmarks.serving.resident import draw
 from featemb.benchmarks.speed import turns as speed
 from featemb.layer import FeatureEmbedding
@@ -175,6 +177,10 @@ class Bench:
         found["times_smaller"] = round(full / frozen.memory().serving, 1)
         with torch.no_grad():
             found["frozen"] = beside(frozen, self.plain, self.batches, options)
+            if once.computes(frozen.source):
+                with mock.patch("featemb.once.applies", return_value=False):
+                    before = beside(frozen, self.plain, self.batches, options)
+                found["each_id"] = {"frozen": before}
             if options.compiled:
                 found["compiled"] = self._compiled(frozen)
         return found
