@@ -60,7 +60,8 @@ def featemb_net(sizes: Sizes) -> nn.Module:
     """Return featemb's DeepFM over full tables, in training mode."""
     schema = fe.Schema(fe.Feature(name, sizes.cardinality) for name in sizes.names())
     layer = fe.embedding(schema, "full", dim=sizes.dim)
-    return models.build("deepfm", embedding=layer, numeric=0, hidden=sizes.hidden).train()
+    settings = {"hidden": sizes.hidden, "dropout": 0.0}
+    return models.build("deepfm", embedding=layer, numeric=0, **settings).train()
 
 
 def featemb(sizes: Sizes, optimizer: str = "row_adam") -> TrainStep:
