@@ -60,7 +60,7 @@ def featemb_net(sizes: Sizes) -> nn.Module:
     """Return featemb's DeepFM over full tables, in training mode."""
     schema = fe.Schema(fe.Feature(name, sizes.cardinality) for name in sizes.names())
     layer = fe.embedding(schema, "full", dim=sizes.dim)
-    settings = {"hidden": sizes.hidden, "dropout": 0.0}
+    settings: dict[str, Any] = {"hidden": sizes.hidden, "dropout": 0.0}
     return models.build("deepfm", embedding=layer, numeric=0, **settings).train()
 
 
