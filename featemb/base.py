@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featemb import once
 from featemb.ids import Jagged, parse
 from featemb.parts.base import Source
 from featemb.pooling import feature_of_values, lay_out, pool_bags
@@ -79,9 +80,17 @@ class SourceEmbedding(EmbeddingBase):
 
     def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
         """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
+        if self._once():
+            return once.look_up(self.source, ids, feature, self.schema)
         vectors: Tensor = self.source(ids, feature)
         return vectors
 
     def forward_single(self, ids: Tensor) -> Tensor:
         """Look up ``[B, F]`` at once, each feature in its column."""
+        if self._once():
+            return self.lookup(ids, torch.arange(ids.shape[1], device=ids.device))
         return self.source.dense(ids)
+
+    def _once(self) -> bool:
+        """Whether distinct ids are looked up once; training may count how often each is read."""
+        return not self.training and once.applies() and once.needed(self.source)

@@ -6,11 +6,13 @@ Shape letters: B samples, F features, M numeric columns, W sum of the widths, D 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featemb.errors import ConfigError
+from featemb.ids import tracing
 from featemb.models.base import ModelContext
 from featemb.models.mlp import linear
 
@@ -63,8 +65,11 @@ class EqualWidths(nn.Module):
         Columns that are left out are zero: they are added up without being filled in.
         """
         if self.columns is None or self.maps:
-            fields = self(vectors)
-            return fields.sum(1), fields.square().sum((1, 2))
+            fields: Tensor = self(vectors)
+            if tracing() or not (torch.is_grad_enabled() and fields.requires_grad):
+                return fields.sum(1), fields.square().sum((1, 2))
+            both: tuple[Tensor, Tensor] = _Sums.apply(fields)  # type: ignore[no-untyped-call]
+            return both
         place = torch.tensor(self.columns, dtype=torch.int64, device=vectors.device) % self.dim
         where = torch.nn.functional.one_hot(place, self.dim).to(vectors.dtype)
         return vectors @ where, vectors.square().sum(1)
@@ -84,6 +89,33 @@ class EqualWidths(nn.Module):
             for f, column in zip(features, wide.unbind(1), strict=True):
                 columns[f] = column
         return torch.stack(columns, 1)
+
+
+class _Sums(torch.autograd.Function):
+    """Sum over features and sum of all squares, whose gradient is written in two passes.
+
+    ``dL/dz_f = dL/ds + 2 z_f dL/dq`` for the sum s and the squares' sum q; autograd's own takes six
+    passes over ``[B, F, D]``, the largest tensor of a step.
+    """
+
+    generate_vmap_rule = True  # torch.func may go through it
+
+    @staticmethod
+    def forward(fields: Tensor) -> tuple[Tensor, Tensor]:
+        return fields.sum(1), fields.square().sum((1, 2))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (fields,) = ctx.saved_tensors
+        of_sum, of_squares = grads
+        gradient: Tensor = fields * (2 * of_squares)[:, None, None]
+        if torch.is_grad_enabled():  # a gradient of this gradient is asked for
+            return gradient + of_sum[:, None]
+        return gradient.add_(of_sum[:, None])
 
 
 def describe(names: tuple[str, ...], widths: tuple[int, ...]) -> str:

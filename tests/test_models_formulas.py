@@ -11,6 +11,8 @@ from model_cases import EMBEDDINGS, VARIANTS, batch, small_net
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from featemb.models.fields import _Sums
+
 every_embedding = pytest.mark.parametrize("kind", EMBEDDINGS)
 every_variant = pytest.mark.parametrize(("name", "config"), VARIANTS)
 
@@ -152,3 +154,19 @@ def test_gradcheck(name: str, config: dict[str, Any], kind: str) -> None:
 
     numeric = values.double().requires_grad_()
     assert torch.autograd.gradcheck(call, (numeric, *parameters.values()), fast_mode=True)
+
+
+def test_the_sums_of_the_fm_term_have_both_gradients() -> None:
+    fields = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_Sums.apply, (fields,))
+    assert torch.autograd.gradgradcheck(_Sums.apply, (fields,))
+
+
+def test_the_sums_of_the_fm_term_are_those_without_a_gradient() -> None:
+    fields = torch.randn(50, 3, 4, requires_grad=True)
+    plain = fields.sum(1), fields.square().sum((1, 2))
+    made = _Sums.apply(fields)
+    assert all(torch.equal(*pair) for pair in zip(plain, made, strict=True))
+    weights = torch.randn(50, 4), torch.randn(50)
+    found = torch.autograd.grad(made, fields, weights)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(plain, fields, weights)[0])

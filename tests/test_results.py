@@ -13,6 +13,7 @@ from scipy.stats import t, ttest_1samp
 import featemb as fe
 from featemb.benchmarks.records import read_all
 from featemb.benchmarks.report import Row, aggregate
+from featemb.benchmarks.speed import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"ml1m": ("README.md", "docs/results.md"), "demo": ("docs/results.md",)}
@@ -238,3 +239,8 @@ def test_kernels_are_those_of_the_record() -> None:
         assert case["network"] or case["largest difference"] <= 1e-5
     assert f"took {min(ratios[False])} to {max(ratios[False])} times as long" in text
     assert f"takes most of the time: {min(ratios[True])} to {max(ratios[True])}." in text
+
+
+def test_the_page_of_speed_is_made_from_its_records() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert pages.fill(page, ROOT / "docs/results/speed") == page

@@ -29,10 +29,15 @@ class Part(nn.Module):
     Attributes:
         by_number: whether it reads the tables that it holds by row numbers alone, in every call
             and never as a whole: then their rows may live on several devices in training.
+        computes: whether its answers cost more than finding the distinct ids of a batch: a layer
+            that is not in training then asks it for each of them once (see `featemb.once`).
+        finds_distinct: whether it does that itself.
     """
 
     memory_parts: ClassVar[dict[str, str]] = {}
     by_number: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
+    finds_distinct: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featemb import once
 from featemb.hashing import mix64, salts
 from featemb.ids import tracing
 from featemb.parts.base import Part, Source
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 CODE_BITS = 20
 _CHUNK_CPU = 2**15  # codes made at once: they stay in the cache
 _CHUNK = 2**24
+_WORTH = 256  # ids of a feature from which finding the distinct ones pays out of training
 _MOMENTUM = 0.1
 _EPSILON = 1e-5
 
@@ -45,6 +47,8 @@ class HashEncoder(Source):
         last_bias: ``[G, D]``.
     """
 
+    computes: ClassVar[bool] = True
+    finds_distinct: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {
         "seed": "seeds",
         **dict.fromkeys(("first", "hidden", "last", "last_bias"), "decoder"),
@@ -107,10 +111,14 @@ class HashEncoder(Source):
     def _vectors(self, ids: Tensor, network: Sequence[Tensor], where: slice) -> Tensor:
         """Return ``[G', n, D]`` of ids ``[G', n]`` of the features ``where``.
 
-        In training the codes of each distinct id are made once, and go through one layer once.
+        The codes of each distinct id are made once, and go through the network once; in training
+        through its first layer, behind which each value counts in the statistics. Products of
+        matrices round by their number of rows, so answers differ from those of a trace, which
+        computes every id, in the last bits; few ids are computed as they stand, and do not.
         """
         place = None
-        if self.training and not tracing() and ids.numel():
+        least = 1 if self.training else _WORTH
+        if once.applies() and ids.shape[1] >= least and ids.numel():
             pairs = [torch.unique(column, return_inverse=True) for column in ids]
             place = torch.stack([inverse for _, inverse in pairs])
             ids = nn.utils.rnn.pad_sequence([distinct for distinct, _ in pairs], batch_first=True)
@@ -163,7 +171,20 @@ class DeepHash(HashEncoder):
         self, codes: Tensor, network: Sequence[Tensor], where: slice, place: Tensor | None
     ) -> Tensor:
         """Return vectors ``[G', n, D]``."""
-        return linear_chain(codes, network)
+        return spread(linear_chain(codes, network), place)
+
+
+def spread(vectors: Tensor, place: Tensor | None) -> Tensor:
+    """Return vectors ``[G, n, C]``: of each value that of its code, ``[G, u, C]``.
+
+    Args:
+        vectors: of the codes.
+        place: number of each value's code, int64 ``[G, n]``; None where they are in order.
+    """
+    if place is None:
+        return vectors
+    first = torch.arange(vectors.shape[0], device=vectors.device)[:, None] * vectors.shape[1]
+    return F.embedding(first + place, vectors.flatten(0, 1))
 
 
 def linear_chain(codes: Tensor, network: Sequence[Tensor]) -> Tensor:
@@ -209,14 +230,13 @@ class NormedDeepHash(HashEncoder):
     ) -> Tensor:
         """Return vectors ``[G', n, D]``."""
         if not self.training:
-            return linear_chain(codes, network)
+            return spread(linear_chain(codes, network), place)
         first, hidden, scale, shift, last, last_bias = network
         x = codes
         for number, weight in enumerate((first, *hidden.unbind(1))):
             x = torch.bmm(x, weight)
-            if number == 0 and place is not None:
-                first_place = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-                x = F.embedding(first_place + place, x.flatten(0, 1))
+            if number == 0:
+                x = spread(x, place)
             mean, variance = self._statistics(x, number, where)
             gain = scale[:, number] * torch.rsqrt(variance + _EPSILON)
             offset = shift[:, number] - mean * gain

@@ -39,6 +39,7 @@ class BitIndex(Part):
         ranks: int32 (int64 beyond 2^31 kept positions), kept positions before each word.
     """
 
+    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"words": "remap", "ranks": "remap"}
     words: Tensor
     ranks: Tensor
@@ -80,6 +81,7 @@ class ListIndex(Part):
         block: positions a block: at most 2^8 (uint8) or 2^16 (int16).
     """
 
+    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"starts": "remap", "places": "remap"}
     starts: Tensor
     places: Tensor

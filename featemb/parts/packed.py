@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from featemb.ids import tracing
 from featemb.parts.base import Part
 
 _WORD = 32
@@ -31,6 +32,7 @@ class PackedInts(Part):
         bits: bits of an integer of each group, 0 to 31.
     """
 
+    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"words": "pointers"}
     words: Tensor
     starts: tuple[int, ...]
@@ -95,7 +97,9 @@ class PackedInts(Part):
         self.words[begin : begin + len(signed)] = signed.to(self.words)
 
     def _word(self, place: Tensor) -> Tensor:
-        return self.words[place].long()
+        if tracing():
+            return self.words[place].long()
+        return self.words.index_select(0, place.reshape(-1)).view(place.shape).long()
 
 
 class PackedCodes(PackedInts):
