@@ -90,7 +90,7 @@ class Zch(MethodConfig):
 
     rows: int | None = None
     policy: str = tunable("distance_lfu", choices=POLICIES)
-    interval: int = tunable(50, 10, 1000, log=True)
+    interval: int = tunable(10, 1, 1000, log=True)
     decay: float = tunable(1.0, 0.1, 4.0, log=True)
     start: str = tunable("initial", choices=_STARTS)
     cold_share: float = tunable(0.1, 0.0, 0.9)

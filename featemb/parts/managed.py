@@ -15,8 +15,8 @@ class ManagedAddress(Part):
     """A row of its own for each listed id, without collisions; another address for all others.
 
     The list is ascending by (feature, id). Feature f has ``ids[starts[f]:starts[f + 1]]``, and
-    ``slots`` are their rows; behind ``starts[F]`` are the slots that are free. Raw ids are compared,
-    not hashes of them: two ids never share a slot.
+    ``slots`` are their rows; behind ``starts[F]`` are the slots that are free. What is compared are
+    raw ids, not hashes of them: two ids never share a slot.
 
     Attributes:
         cold: address of ids that are not listed, rows ``[..., 1]`` behind the S slots.

@@ -34,8 +34,8 @@ class TorchRecKeeper(nn.Module):
     """Profiles ids in a ``MCHManagedCollisionModule``, and takes its id table over at every turn.
 
     The module knows one number for each (feature, id), ascending in this order where all features
-    are bounded: ``first_f + id``. Otherwise it is ``id F + f``, so that ids up to ``2^63 / F`` can be
-    told apart; a larger one is an error. Its last slot is never given away, so it has S + 1.
+    are bounded: ``first_f + id``. Otherwise it is ``id F + f``, so that ids up to ``2^63 / F`` can
+    be told apart; a larger one is an error. Its last slot is never given away, so it has S + 1.
 
     Args:
         policy: "lfu", "lru" or "distance_lfu".
@@ -101,8 +101,8 @@ class TorchRecKeeper(nn.Module):
         device = mch._mch_sorted_raw_ids.device
         history = [torch.zeros(max(0, size), dtype=torch.int64, device=device)]
         history += [torch.zeros_like(history[0]) for _ in range(kinds)]
-        for one, saved in zip(history, state[5:].split(used) if used else (), strict=False):
-            one[:used] = saved.to(device)
+        for number, one in enumerate(history):
+            one[:used] = state[5 + number * used : 5 + (number + 1) * used].to(device)
         mch._history_accumulator = history[0]
         mch._history_metadata = {}
         for info, one in zip(self._infos("is_history_metadata"), history[1:], strict=False):
