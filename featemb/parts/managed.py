@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from featemb.bisecting import first_not_below, take
+from featemb.ids import tracing
 from featemb.parts.base import Part
 
 
@@ -46,12 +47,27 @@ class ManagedAddress(Part):
 
     def find(self, ids: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Return the places of ids in the list, and whether they are there; S must not be 0."""
-        number = self.ids.shape[0]
-        feature = feature.expand_as(ids)
-        stop = take(self.starts, feature + 1)
-        place = first_not_below(self.ids, ids, take(self.starts, feature), stop, number)
-        inside = place.clamp(max=number - 1)
+        stop = take(self.starts, feature.expand_as(ids) + 1)
+        if ids.dim() == 2 and feature.dim() == 1 and ids.device.type == "cpu" and not tracing():
+            place = self._by_column(ids, feature)
+        else:
+            place = self._by_steps(ids, feature.expand_as(ids), stop)
+        inside = place.clamp(max=self.ids.shape[0] - 1)
         return inside, (place < stop) & (take(self.ids, inside) == ids)
+
+    def _by_steps(self, ids: Tensor, feature: Tensor, stop: Tensor) -> Tensor:
+        """Search as plain tensor operations: on every device, and in exports."""
+        longest = self.ids.shape[0]
+        return first_not_below(self.ids, ids, take(self.starts, feature), stop, longest)
+
+    def _by_column(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Search ids ``[B, F]`` column by column: half the time on a CPU."""
+        starts, places = self.starts.tolist(), torch.empty_like(ids)
+        for column, f in enumerate(feature.tolist()):
+            listed = self.ids[starts[f] : starts[f + 1]].to(ids.dtype)
+            wanted = ids[:, column].contiguous()
+            places[:, column] = torch.searchsorted(listed, wanted) + starts[f]
+        return places
 
 
 @torch.no_grad()
