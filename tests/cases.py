@@ -134,4 +134,10 @@ CASES: dict[str, tuple[str, ...]] = {
         "unified(lookups=2, per_feature={user: 4}, collisionless=10)+int8",
         "unified(lookups=4, allot=auto, tables=3)",
     ),
+    "zch": (
+        "zch(interval=5)",
+        "zch(interval=4, policy=lru, start=shared, rows=60)+int8",
+        "zch(interval=3, policy=lfu, cold_share=0.4, candidates=20)",
+        "zch(interval=5, engine=torchrec)",
+    ),
 }

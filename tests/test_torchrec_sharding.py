@@ -23,6 +23,7 @@ SHARDABLE = (
 )
 WHOLE = {
     "cafe": "after_step",
+    "zch": "after_step",
     "deeplight": "part MaskedRows",
     "lowprec": "part QuantizedTable .*form of its own",
     "optembed": "after its search",

@@ -13,8 +13,17 @@ Parameters that are not row tables get the ordinary dense update in all of them,
 """
 
 from featemb.optim.dense import DenseAdam
-from featemb.optim.factory import OPTIMIZERS, build
+from featemb.optim.factory import OPTIMIZERS, build, follow
 from featemb.optim.lazy import RowAdagrad, RowAdam, RowSGD
 from featemb.optim.rmsprop import RowRMSprop
 
-__all__ = ["OPTIMIZERS", "DenseAdam", "RowAdagrad", "RowAdam", "RowRMSprop", "RowSGD", "build"]
+__all__ = [
+    "OPTIMIZERS",
+    "DenseAdam",
+    "RowAdagrad",
+    "RowAdam",
+    "RowRMSprop",
+    "RowSGD",
+    "build",
+    "follow",
+]

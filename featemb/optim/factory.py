@@ -12,8 +12,9 @@ from torch import nn
 from featemb.errors import ConfigError, nearest
 from featemb.layer import outermost
 from featemb.optim.dense import DenseAdam
-from featemb.optim.lazy import RowAdagrad, RowAdam, RowSGD
+from featemb.optim.lazy import RowAdagrad, RowAdam, RowOptimizer, RowSGD
 from featemb.optim.rmsprop import RowRMSprop
+from featemb.rows import claim
 from featemb.stage import Stage
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -75,6 +76,23 @@ def build(
         if entries:
             made.append(OPTIMIZERS[name](entries, lr=lr))
     return made
+
+
+def follow(optimizer: torch.optim.Optimizer) -> None:
+    """Let the state of an optimizer that is not featemb's move with the rows of tables.
+
+    Methods that give rows to other ids while they train move or clear the optimizer state of these
+    rows. They know the optimizers of this package; another one, such as ``torch.optim.Adam``, after
+    this call. Its tables get dense gradients. Call it again after ``add_param_group``.
+
+    Args:
+        optimizer: keeps state tensors of which the first axis is the table's.
+    """
+    if isinstance(optimizer, (RowOptimizer, DenseAdam)):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            claim(parameter, optimizer, row_gradients=False)
 
 
 def _made_apart(
