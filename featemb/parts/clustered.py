@@ -30,6 +30,7 @@ class ClusteredAddress(Part):
         round: int64 scalar, how often the hashes have been drawn anew.
     """
 
+    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"seed": "seeds", "round": "seeds"}
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]

@@ -39,7 +39,6 @@ class BitIndex(Part):
         ranks: int32 (int64 beyond 2^31 kept positions), kept positions before each word.
     """
 
-    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"words": "remap", "ranks": "remap"}
     words: Tensor
     ranks: Tensor
@@ -199,6 +198,7 @@ class KeptWeights(Part):
         width: C.
     """
 
+    computes: ClassVar[bool] = True
     index: nn.Module
     values: nn.Module
     width: int

@@ -32,7 +32,6 @@ class PackedInts(Part):
         bits: bits of an integer of each group, 0 to 31.
     """
 
-    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"words": "pointers"}
     words: Tensor
     starts: tuple[int, ...]
@@ -103,6 +102,7 @@ class PackedInts(Part):
 
 
 class PackedCodes(PackedInts):
-    """`PackedInts` that are codes of rows."""
+    """`PackedInts` that are codes of rows: several for each id."""
 
+    computes: ClassVar[bool] = True
     memory_parts: ClassVar[dict[str, str]] = {"words": "codes"}
