@@ -13,6 +13,7 @@ from featemb import once
 from featemb.frozen import FrozenEmbedding
 from featemb.parts import Split
 from featemb.parts.deep_hash import HashEncoder
+from featemb.parts.tensor_train import TensorTrain
 
 SCHEMA = fe.Schema([fe.Feature("a", 40), fe.Feature("b", 7), fe.Feature("c", 300)])
 SPECS = (
@@ -115,3 +116,16 @@ def test_few_ids_of_deep_hash_have_the_bits_of_a_trace() -> None:
     with mock.patch("featemb.once.applies", return_value=False):
         every = layer(ids)
     assert torch.equal(layer(ids), every)
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+def test_shared_slices_of_a_tensor_train_give_the_same(factors: int) -> None:
+    schema = fe.Schema([fe.Feature("a", 9000), fe.Feature("b", 7)])
+    layer = fe.embedding(schema, f"tt(cores={factors}, rank=3)", dim=8, seed=3).eval().freeze()
+    ids = torch.stack([torch.arange(9000), torch.arange(9000) % 7], 1)
+    few = torch.cat([layer(ids[first : first + 100]) for first in range(0, 9000, 100)])
+    with mock.patch.object(
+        TensorTrain, "_tiled", autospec=True, side_effect=TensorTrain._tiled
+    ) as tiled:
+        torch.testing.assert_close(layer(ids), few, rtol=1e-5, atol=1e-6)
+    assert tiled.call_count == 3

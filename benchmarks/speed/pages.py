@@ -1,8 +1,9 @@
 """Tables of speed in Markdown pages, made from the records that the scripts here write.
 
 A page holds ``<!-- speed NAME -->`` and ``<!-- end -->``; what lies between is replaced. Names:
-``peers``, ``profile`` (peers.json; with `` small`` behind peers_small_net.json), ``lookups``, ``faster`` (lookups.json), ``growth``, ``largest``
-(growth.json). Run ``python -m featemb.benchmarks.speed.pages docs/speed.md``.
+``peers``, ``profile`` (peers.json; ``peers small``, ``profile small``: peers_small_net.json),
+``lookups``, ``faster`` (lookups.json), ``growth``, ``largest`` (growth.json).
+Run ``python -m featemb.benchmarks.speed.pages docs/speed.md``.
 """
 
 from __future__ import annotations

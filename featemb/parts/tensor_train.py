@@ -13,7 +13,8 @@ from featemb.parts.address import DigitAddress
 from featemb.parts.base import Source
 from featemb.rows import distinct_rows
 
-_TILE = 8  # ids that share one copy of a slice in training
+_TILE = 8  # ids that share one copy of a slice
+_WORTH = 4096  # distinct ids that share slices when serving: fewer share little
 _INT32 = 2**31 - 1  # an inner core never has more rows: they are about the cube root of the ids
 _CHUNK = 2**20  # numbers of gathered slices held at once when serving: they stay in the cache
 
@@ -56,9 +57,18 @@ class TensorTrain(Source):
         rows = self.address(keys // features, keys % features)
         if self.training:
             return F.embedding(inverse, self._tiled(rows))
+        return F.embedding(inverse, torch.cat(self._served(rows)))
+
+    def _served(self, rows: Tensor) -> list[Tensor]:
+        """Return ``[N, D]`` in pieces, for rows ``[N, K]``.
+
+        Products of matrices round by their shape: where slices are shared, answers differ from
+        those of a trace, which computes every id, in the last bits.
+        """
+        if len(rows) >= _WORTH:
+            return [self._tiled(piece) for piece in rows.split(_WORTH)]
         widest = self.rank * max(self.factors) * (self.rank if len(self.factors) > 2 else 1)
-        chunks = rows.split(max(1, _CHUNK // widest))
-        return F.embedding(inverse, torch.cat([self._product(chunk) for chunk in chunks]))
+        return [self._product(piece) for piece in rows.split(max(1, _CHUNK // widest))]
 
     def _cores(self) -> list[nn.Module]:
         cores = (self.first, self.second, self.third, self.fourth)
