@@ -66,9 +66,9 @@ class TensorTrain(Source):
         those of a trace, which computes every id, in the last bits.
         """
         if len(rows) >= _WORTH:
-            return [self._tiled(piece) for piece in rows.split(_WORTH)]
+            return [self._tiled(piece) for piece in torch.split(rows, _WORTH)]
         widest = self.rank * max(self.factors) * (self.rank if len(self.factors) > 2 else 1)
-        return [self._product(piece) for piece in rows.split(max(1, _CHUNK // widest))]
+        return [self._product(piece) for piece in torch.split(rows, max(1, _CHUNK // widest))]
 
     def _cores(self) -> list[nn.Module]:
         cores = (self.first, self.second, self.third, self.fourth)
