@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from scipy.stats import t as student
 
 from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.speed.growth_points import POINTS, read
-from featemb.errors import RunError
 
 Values = Sequence[int]
 AXES: dict[str, tuple[str, str, Values, dict[str, Any]]] = {
@@ -63,21 +60,6 @@ def fit(values: Sequence[float], costs: Sequence[float]) -> dict[str, Any]:
     return {"exponent": round(exponent, 3), "interval": interval, "points": len(values)}
 
 
-def _apart(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure a point in a process of its own.
-
-    Raises:
-        RunError: it failed.
-    """
-    point = json.dumps({"kind": kind, **settings})
-    command = [sys.executable, "-m", __spec__.name, "--point", point]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"{point} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def point(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure a point in this process."""
     kind, measure = POINTS[settings["kind"]]
@@ -92,7 +74,9 @@ def measure(axis: str, most: int, turns: int) -> dict[str, Any]:
         if name == "rows" and value > most:
             continue
         settings = {**rest, name: value, "turns": turns}
-        points.append({name: value, **_apart(kind, settings)})
+        points.append(
+            {name: value, **speed.apart(__spec__.name, "--point", {"kind": kind, **settings})}
+        )
         print(f"{axis} {value:,}: {points[-1]['milliseconds']['median']} ms", flush=True)
     found: dict[str, Any] = {"kind": kind, "of": name, "fixed": rest, "points": points}
     found["time"] = _fitted(points, name, lambda one: one["milliseconds"]["median"])

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from typing import Any
 from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.speed.peer_models import CONTENDERS, Sizes, TrainStep, batches
 from featemb.benchmarks.speed.step_profile import shares
-from featemb.errors import RunError
 
 _OURS = "featemb"
 _LARGE = 4_000_000  # rows from which a peer's step takes long: fewer turns do
@@ -61,20 +59,6 @@ def one(sizes: Sizes, peer: str, turns: int, warmup: int) -> dict[str, Any]:
     }
 
 
-def _apart(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Do a piece of work in a process of its own.
-
-    Raises:
-        RunError: it failed.
-    """
-    command = [sys.executable, "-m", __spec__.name, "--piece", json.dumps(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"{wanted} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def piece(wanted: dict[str, Any]) -> dict[str, Any]:
     """Do a piece of work in this process: a pair of contenders, or a profile."""
     sizes = Sizes(**{**wanted["sizes"], "hidden": tuple(wanted["sizes"]["hidden"])})
@@ -85,6 +69,7 @@ def piece(wanted: dict[str, Any]) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every peer and every size."""
+    apart = partial(speed.apart, __spec__.name, "--piece")
     pairs, profiles = [], []
     for rows in options.rows:
         sizes = {
@@ -95,10 +80,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         turns = {"turns": options.large_turns if large else options.turns}
         turns["warmup"] = 2 if large else options.warmup
         for peer in options.peers:
-            pairs.append(_apart({"sizes": sizes, "peer": peer, **turns}))
+            pairs.append(apart({"sizes": sizes, "peer": peer, **turns}))
             print(f"{rows:,} rows, {peer}: {pairs[-1]['ratios']}", flush=True)
         profile = {"turns": options.turns, "warmup": options.warmup}
-        profiles.append(_apart({"sizes": sizes, **profile}))
+        profiles.append(apart({"sizes": sizes, **profile}))
         print(f"{rows:,} rows: {profiles[-1]['shares']}", flush=True)
     return {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "piece")},

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from featemb.errors import RunError
 from featemb.files import replacing
 
 
@@ -63,6 +66,20 @@ def take(
 
 def _each(found: Mapping[str, list[Taken]], of: Callable[[list[Taken]], float]) -> dict[str, float]:
     return {name: round(1e3 * of(several), 3) for name, several in found.items()}
+
+
+def apart(module: str, option: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Do a piece of work in a process of its own, which prints its answer as JSON.
+
+    Raises:
+        RunError: it failed.
+    """
+    command = [sys.executable, "-m", module, option, json.dumps(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"{wanted} failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def machine() -> dict[str, Any]:
