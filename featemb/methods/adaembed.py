@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from featemb.config import register, tunable
 from featemb.frequency import expected_counts
-from featemb.layer import Axis, BuildContext, MethodConfig, PartsEmbedding
+from featemb.layer import Axis, BuildContext, MethodConfig
 from featemb.parts import Concat, Lookup, OffsetAddress
 from featemb.parts.masked import keep_largest
 from featemb.parts.owned import NO_ROW, OwnedRows
 from featemb.rows import distinct_rows, reset_rows, sum_groups
+from featemb.watching import Watching
 
 _BACKWARDS = 64  # most backward passes that one step is made of
 _INT32 = 2**31
@@ -105,7 +105,7 @@ class AdaEmbed(MethodConfig):
         return AdaEmbedding(context, self, OwnedRows(rows=table, pointers=pointers))
 
 
-class AdaEmbedding(PartsEmbedding):
+class AdaEmbedding(Watching):
     """Rows by pointers, which follow the gradients of the layer's answers (see `AdaEmbed`).
 
     Scores are counted and rows passed on in ``after_step``: in a loop that does not call it, the
@@ -136,18 +136,6 @@ class AdaEmbedding(PartsEmbedding):
         assert isinstance(part, OwnedRows)
         return part
 
-    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
-        vectors = super().lookup(ids, feature)
-        self._watch(vectors, ids, feature)
-        return vectors
-
-    def forward_single(self, ids: Tensor) -> Tensor:
-        """Look up ``[B, F]`` at once, each feature in its column."""
-        vectors = super().forward_single(ids)
-        self._watch(vectors, ids, torch.arange(ids.shape[1], device=ids.device))
-        return vectors
-
     def after_step(self, step: int) -> None:
         """Count the lookups of the step, and pass rows on when it is time."""
         self.steps += 1
@@ -156,17 +144,11 @@ class AdaEmbedding(PartsEmbedding):
             self._reallocate()
             self.scores *= self.config.decay
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # hooks of a compiled graph do not run
-    def _watch(self, vectors: Tensor, ids: Tensor, feature: Tensor) -> None:
-        if self.training and vectors.requires_grad:
-            numbers = self.source.get_submodule("address")(ids, feature).reshape(-1)
-            hook = partial(self._remember, numbers)
-            vectors.register_hook(hook)  # type: ignore[no-untyped-call]
-
-    def _remember(self, numbers: Tensor, grad: Tensor | None) -> None:
+    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
         """Keep the distinct ids of a lookup, their number and the norm of their gradient."""
-        if grad is None:  # autograd knows that it is zero
-            return
+        if feature is None:  # [B, F]
+            feature = torch.arange(ids.shape[1], device=ids.device)
+        numbers = self.source.get_submodule("address")(ids, feature).reshape(-1)
         distinct, order, starts = distinct_rows(numbers, self.scores.numel())
         count = torch.diff(starts, append=starts.new_tensor([numbers.numel()]))
         summed = sum_groups(grad.detach().reshape(numbers.numel(), -1), order, starts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import ClassVar
 
@@ -20,6 +19,7 @@ from featemb.parts.sketch import COLD, SLOTS, SketchAddress
 from featemb.rows import RowTable
 from featemb.schema import Schema
 from featemb.sketch import HotSketch, Lookups
+from featemb.watching import Watching
 
 _INT32 = 2**31
 _BACKWARDS = 64  # most backward passes that one step is made of
@@ -187,7 +187,7 @@ def _ratio(schema: Schema, rows: int) -> float:
     return rows / sum(schema.cardinalities) if schema.bounded else _UNKNOWN_RATIO
 
 
-class CafeEmbedding(RowEmbedding):
+class CafeEmbedding(RowEmbedding, Watching):
     """A row embedding that watches the gradients of its answers (see `Cafe`).
 
     The sketch learns in ``after_step``: in a loop that does not call it, no id becomes hot. Only
@@ -213,17 +213,9 @@ class CafeEmbedding(RowEmbedding):
         self._watched = [f for f, whole in enumerate(address.whole) if not whole]
         self._seen: deque[Lookups] = deque(maxlen=_BACKWARDS)
 
-    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
-        vectors = super().lookup(ids, feature)
-        self._watch(vectors, ids, feature)
-        return vectors
-
-    def forward_single(self, ids: Tensor) -> Tensor:
-        """Look up ``[B, F]`` at once, each feature in its column."""
-        vectors = super().forward_single(ids)
-        self._watch(vectors, ids, None)
-        return vectors
+    @property
+    def _watches(self) -> bool:
+        return bool(self._watched)
 
     def after_step(self, step: int) -> None:
         """Count the lookups of the step, and move ids between the levels."""
@@ -241,16 +233,8 @@ class CafeEmbedding(RowEmbedding):
         scores = torch.where(counted, norms / mean.clamp(min=_TINY), norms)
         self.sketch.update(address, table.weight, Lookups(ids, feature, scores))
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # hooks of a compiled graph do not run
-    def _watch(self, vectors: Tensor, ids: Tensor, feature: Tensor | None) -> None:
-        if self.training and vectors.requires_grad and self._watched:
-            hook = partial(self._remember, ids, feature)
-            vectors.register_hook(hook)  # type: ignore[no-untyped-call]
-
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor | None) -> None:
+    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
         """Keep the ids of a lookup and the norms of their gradients ``[..., D]``."""
-        if grad is None:  # autograd knows that it is zero
-            return
         norms = grad.detach().norm(dim=-1).to(self.sketch.scores.dtype)
         watched = torch.tensor(self._watched, device=ids.device)
         if feature is None:  # [B, F]

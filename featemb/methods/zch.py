@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,6 +18,7 @@ from featemb.parts.managed import ManagedAddress
 from featemb.rows import RowTable, gather_rows, reset_rows
 from featemb.schema import Schema
 from featemb.slots import POLICIES, Admitted, SlotKeeper
+from featemb.watching import Watching
 
 _INT32 = 2**31
 _BACKWARDS = 64  # most backward passes that one step is made of
@@ -156,7 +156,7 @@ class Zch(MethodConfig):
         return cold, pool - sum(own)
 
 
-class ZchEmbedding(RowEmbedding):
+class ZchEmbedding(RowEmbedding, Watching):
     """A row embedding whose ids hold slots, and lose them (see `Zch`).
 
     Turns are taken in ``after_step``: in a loop that does not call it, no id gets a slot. Only
@@ -190,17 +190,9 @@ class ZchEmbedding(RowEmbedding):
             room = max(slots, _FEW) if config.candidates is None else config.candidates
             self.keeper = SlotKeeper(*rule, address, room if slots else 0)
 
-    def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
-        """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
-        vectors = super().lookup(ids, feature)
-        self._watch(vectors, ids, feature)
-        return vectors
-
-    def forward_single(self, ids: Tensor) -> Tensor:
-        """Look up ``[B, F]`` at once, each feature in its column."""
-        vectors = super().forward_single(ids)
-        self._watch(vectors, ids, None)
-        return vectors
+    @property
+    def _watches(self) -> bool:
+        return bool(self._managed)
 
     def after_step(self, step: int) -> None:
         """Count the lookups of the step; where it is time, give slots and start their rows anew."""
@@ -228,16 +220,8 @@ class ZchEmbedding(RowEmbedding):
         uniform = (bits >> 11).double() * 2.0**-52  # in [-1, 1)
         return (uniform * self._init).to(weight.dtype)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # hooks of a compiled graph do not run
-    def _watch(self, vectors: Tensor, ids: Tensor, feature: Tensor | None) -> None:
-        if self.training and vectors.requires_grad and self._managed:
-            hook = partial(self._remember, ids, feature)
-            vectors.register_hook(hook)  # type: ignore[no-untyped-call]
-
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor | None) -> None:
+    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
         """Keep the ids of a lookup whose gradient came back, but for those of whole features."""
-        if grad is None:  # autograd knows that it is zero
-            return
         managed = torch.tensor(self._managed, device=ids.device)
         if feature is None:  # [B, F]
             ids, feature = ids[:, managed], managed.expand(len(ids), -1)
