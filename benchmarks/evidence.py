@@ -2,8 +2,9 @@
 
 The loss of a method at a ratio is the full table's test AUC minus the method's, of the same data,
 model, width and seed. Between two measured ratios it is interpolated linearly in log(ratio), and so
-are the ends of its 95% interval. Beyond them the last slope goes on, without an interval: such a
-number is a guess, is called extrapolated and ranks behind what was measured.
+are the ends of its 95% interval. Beyond them the last slope goes on, without an interval, and
+promises no gain that was not measured: such a number is a guess, is called extrapolated and ranks
+behind what was measured.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _beyond(points: Sequence[Point], ratio: float) -> Expected:
     slope = 0.0
     if len(pair) == 2 and pair[0].ratio < pair[1].ratio:
         slope = max(0.0, (pair[1].loss - pair[0].loss) / math.log(pair[1].ratio / pair[0].ratio))
-    loss = end.loss + slope * math.log(ratio / end.ratio)
+    loss = max(end.loss + slope * math.log(ratio / end.ratio), min(0.0, end.loss))
     far = max(ratio / end.ratio, end.ratio / ratio)
     note = f"{far:.3g} times {'above' if above else 'below'} {end.ratio:.3g}x, {_seeds([end])}"
     return Expected(loss, None, None, "extrapolated", note)

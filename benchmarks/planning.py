@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from featemb.schema import Schema
 
 _EVIDENCE = ("auc_loss", "loss_low", "loss_high", "basis", "evidence")
+_BETWEEN = "; "  # the notes of several data sets and models
+_SEVERAL = (
+    "Judged by several data sets and models: mean loss, widest interval, weakest word. --out writes "
+    "what each says; --evidence-data and --evidence-model judge by one."
+)
 _INTEGERS = ("serving_bytes", "training_bytes", "floor_bytes", "gpu_bytes", "host_bytes")
 
 
@@ -62,6 +67,9 @@ def table(frame: pd.DataFrame, heading: str) -> Table:
         made.add_column("95%", no_wrap=True)
         made.add_column("how known", overflow="fold")
     fitting: list[Any] = list(frame[frame.fits].itertuples())
+    if known and any(_BETWEEN in row.evidence for row in fitting):
+        made.caption = _SEVERAL
+        made.caption_justify = "left"
     for row in fitting:
         cells = [
             str(row.spec),
@@ -103,7 +111,9 @@ def _expectation(row: Any) -> tuple[str, str, str]:
         return "", "", "no evidence"
     reach = "" if _missing(row.loss_low) else f"[{row.loss_low:+.4f}, {row.loss_high:+.4f}]"
     guess = "~" if row.basis == "extrapolated" else ""
-    return f"{guess}{row.auc_loss:+.4f}", reach, f"{row.basis}: {row.evidence}"
+    places = row.evidence.count(_BETWEEN) + 1
+    how = row.evidence if places == 1 else f"weakest of {places}"
+    return f"{guess}{row.auc_loss:+.4f}", reach, f"{row.basis}: {how}"
 
 
 def refused(frame: pd.DataFrame) -> list[str]:

@@ -149,11 +149,12 @@ def place(
         devices: the memory that there is.
         use: "training" (with the optimizer's state) or "serving".
         optimizer: whose state counts.
-        placer: "torchrec" is TorchRec's own planner, which shards and prices the tables as it would
-            for ``DistributedModelParallel``; "featemb" needs nothing installed and decides by rule:
-            small parts on every GPU, then tables by reads a byte, each on the GPU with most room,
-            one that no GPU holds over the rows of all, what is left on the host. "auto" takes
-            TorchRec's where it is installed, there is a GPU, and it finds a place for everything.
+        placer: "torchrec" is TorchRec's own planner, which prices the tables as it would for
+            ``DistributedModelParallel``: whole, over their rows, or copied; "featemb" needs nothing
+            installed and decides by rule: small parts on every GPU, then tables by reads a byte,
+            each on the GPU with most room, one that no GPU holds over the rows of all, what is left
+            on the host. "auto" takes TorchRec's where it is installed, there is a GPU, and it finds
+            a place for everything.
 
     Raises:
         ConfigError: the placer or the use is unknown, or TorchRec's is not to be had.

@@ -16,6 +16,7 @@ from featemb.cli.plan import read_cardinalities
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = str(ROOT / "docs" / "results" / "ml1m_methods")
+TABLE = str(ROOT / "docs" / "results" / "table")
 SCHEMA = fe.Schema([fe.Feature("user", 100_000), fe.Feature("hour", 24)])
 METHODS = [word for name in ("hash", "lowdim", "full") for word in ("--method", name)]
 
@@ -92,6 +93,13 @@ def test_plans_are_ranked_by_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert rows[0]["auc_loss"] == pytest.approx(0.8983 - 0.7865, abs=1e-3)
     assert rows[1]["basis"] == "extrapolated"
     assert rows[2]["auc_loss"] is None
+
+
+def test_evidence_of_several_places_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--cardinalities", "1e8,1e6", "--ratio", "10", "--method", "hash", "--runs", TABLE)
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "measured: weakest of 4" in shown
+    assert "--out writes what each says" in shown
 
 
 def test_huge_tables_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,12 @@ def test_beyond_the_points_it_is_a_guess(ratio: float, loss: float) -> None:
     assert "times above 32x, 1 seed" in found.note or "2 times below 2x" in found.note
 
 
+@pytest.mark.parametrize(("loss", "least"), [(0.001, 0.0), (-0.002, -0.002)])
+def test_a_guess_promises_no_gain_that_was_not_measured(loss: float, least: float) -> None:
+    points = [Point(10, loss, loss, loss, 3), Point(20, 0.02, 0.02, 0.02, 3)]
+    assert expect(points, 2).loss == least
+
+
 def test_one_point_and_none() -> None:
     found = expect([Point(10, 0.02, 0.01, 0.03, 3)], 40)
     assert (found.loss, found.basis) == (0.02, "extrapolated")

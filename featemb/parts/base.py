@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
@@ -61,12 +62,7 @@ class Part(nn.Module):
     @classmethod
     def fields(cls) -> dict[str, Any]:
         """Return the declared fields and their types, those of base parts first."""
-        found: dict[str, Any] = {}
-        for base in reversed([base for base in cls.__mro__ if issubclass(base, Part)]):
-            names = get_annotations(base)
-            hints = get_type_hints(base)
-            found |= {name: hints[name] for name in names if "ClassVar" not in str(names[name])}
-        return found
+        return dict(_fields(cls))  # type: ignore[arg-type]  # every class hashes
 
     def frozen(self, codec: Codec) -> Part:
         """Return the part as it is served: tensors copied, tables of rows encoded by a codec."""
@@ -108,6 +104,16 @@ class Part(nn.Module):
                 raise FormatError(f"part {kind!r} lacks its field {key!r}")
             fields[name] = _rebuilt(source[key], tensors, f"{prefix}{name}.")
         return _KINDS[kind](**fields)
+
+
+@cache
+def _fields(kind: type[Part]) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for base in reversed([base for base in kind.__mro__ if issubclass(base, Part)]):
+        names = get_annotations(base)
+        hints = get_type_hints(base)
+        found |= {name: hints[name] for name in names if "ClassVar" not in str(names[name])}
+    return found
 
 
 def _described(value: Any) -> Any:

@@ -12,14 +12,17 @@ from featemb.placement import HOST, Devices, Placement, Shard, complete, replica
 from featemb.tables import Table, shares
 
 _FLOAT = 4
+_KINDS = ("table_wise", "row_wise", "data_parallel")
 
 
 def by_torchrec(found: Sequence[Table], devices: Devices) -> Placement:
     """Place tables by TorchRec's ``EmbeddingShardingPlanner``, without a GPU and without memory.
 
-    Optimizer state is given to the planner as further columns, so that it prices what featemb
-    counts; its own reserve is that of the devices. The host's memory is shared out evenly among the
-    GPUs' processes, as the planner does. Tables that it leaves to unified memory are on the host.
+    It chooses among what keeps a row in one piece, since its optimizer state goes with it: tables
+    whole on a device, their rows over all, or a copy on each. The state is given to the planner as
+    further columns, so that it prices what featemb counts; its own reserve is that of the devices.
+    The host's memory is shared out evenly among the GPUs' processes, as the planner does. Tables
+    that it leaves to unified memory are on the host.
 
     Raises:
         ConfigError: there is no GPU to plan for.
@@ -69,7 +72,9 @@ def _plan(tables: dict[str, Table], devices: Devices, free: dict[str, int]) -> A
         topology=_topology(devices, free),
         storage_reservation=FixedPercentageStorageReservation(0.0),
         constraints={
-            name: ParameterConstraints(pooling_factors=[float(table.lookups)])
+            name: ParameterConstraints(
+                sharding_types=list(_KINDS), pooling_factors=[float(table.lookups)]
+            )
             for name, table in tables.items()
         },
         batch_size=1,  # buffers of inputs and outputs are part of the reserve
@@ -103,7 +108,7 @@ def _columns(table: Table) -> int:
 
 
 def _shards(table: Table, sharding: Any, devices: Devices) -> list[Shard]:
-    """Read a table's shards; several columns of one row on several devices share its bytes."""
+    """Read a table's shards."""
     on_host = "uvm" in sharding.compute_kernel
     if sharding.sharding_spec is None:  # data parallel: each process holds it whole
         return [
@@ -111,7 +116,7 @@ def _shards(table: Table, sharding: Any, devices: Devices) -> list[Shard]:
             for name in devices.names()
         ]
     pieces = sharding.sharding_spec.shards
-    sizes = shares(table.size, [rows * columns for rows, columns in _sizes(pieces)])
+    sizes = shares(table.size, [piece.shard_sizes[0] for piece in pieces])
     how = "whole" if len(pieces) == 1 else sharding.sharding_type.replace("_wise", "s")
     return [
         Shard(
@@ -125,7 +130,3 @@ def _shards(table: Table, sharding: Any, devices: Devices) -> list[Shard]:
         for piece, size in zip(pieces, sizes, strict=True)
         if size
     ]
-
-
-def _sizes(pieces: Sequence[Any]) -> list[tuple[int, int]]:
-    return [(piece.shard_sizes[0], piece.shard_sizes[1]) for piece in pieces]
