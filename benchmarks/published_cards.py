@@ -52,7 +52,7 @@ def _measured(rows: list[Row]) -> str:
             change = f"{name}{_ratio(row.ratio)} {row.difference.value:+.4f} (p {p_value(row.p)})"
             curves.setdefault((row.data, row.model), []).append(change.replace("(p <", "(p < "))
     return (
-        "; ".join(f"{data}, {model}: {', '.join(one)}" for (data, model), one in curves.items())
+        "; ".join(f"{data}, {model}: {', '.join(dict.fromkeys(one))}" for (data, model), one in curves.items())
         + "."
     )
 

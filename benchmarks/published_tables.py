@@ -34,7 +34,7 @@ def table(found: Published, data: str, model: str, size: str) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """Return the cells of a row; a method that shows no loss to the full table is bold."""
-    name = f"`{row.method}`" if row.verdict == "worse" else f"**`{row.method}`**"
+    name = _marked(row, f"`{row.method}`")
     reach = (row.auc.high - row.auc.low) / 2
     return (
         name if row.seeds > 1 else f"{name} †",
@@ -141,7 +141,17 @@ def _change(row: Row | None) -> str:
         return ""
     text, _ = against(row.to_full)
     text = (text or f"AUC {row.auc.value:.4f}") + ("" if row.seeds > 1 else " †")
-    return text if row.verdict == "worse" else f"**{text}**"
+    return _marked(row, text)
+
+
+def _marked(row: Row, text: str) -> str:
+    """Make a text bold where no loss to the full table is shown: the plain interval reaches zero.
+
+    An adjusted p would spare a loss the more, the more methods are compared.
+    """
+    change = None if row.to_full is None else row.to_full.compared.auc
+    lossless = row.is_full if change is None else change.high >= 0
+    return f"**{text}**" if lossless else text
 
 
 def _line(row: Iterable[str]) -> str:

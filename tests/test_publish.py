@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from run_folders import fail, make
 
-from featemb.benchmarks import stored_pairs
+from featemb.benchmarks import published_tables, stored_pairs
 from featemb.benchmarks.publish import fill, publish
 from featemb.benchmarks.published import Published
 from featemb.errors import ConfigError, RunError
@@ -66,6 +67,17 @@ def test_a_table_says_what_the_records_say(runs: Path, costs: Path) -> None:
     assert best[-2:] == ["0.8x", "12x"]
     assert "**`lsq`** †" in block, "one seed; its own size is in the table"
     assert "- qr at width 8 needs at least 120 bytes" in block
+
+
+@pytest.mark.parametrize(("high", "bold"), [(-0.001, False), (0.0, True), (0.002, True)])
+def test_many_methods_hide_no_loss(runs: Path, high: float, bold: bool) -> None:
+    (row,) = (one for one in Published.read(runs).rows if one.method == "hash")
+    assert row.to_full is not None
+    assert row.to_full.compared.auc is not None
+    change = replace(row.to_full.compared.auc, value=-0.003, high=high)
+    against = replace(row.to_full, compared=replace(row.to_full.compared, auc=change), p=0.9)
+    name, *_ = published_tables.cells(replace(row, to_full=against))
+    assert name.startswith("**") == bold, "the plain interval decides, not the adjusted p"
 
 
 def test_curves_have_a_column_a_size(tmp_path: Path) -> None:
