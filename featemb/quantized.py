@@ -24,7 +24,7 @@ from featemb.hashing import mix64_int
 from featemb.parts.base import Part
 from featemb.parts.stepped import SteppedRows, signed
 from featemb.rounding import round_randomly, to_bfloat16, to_float16, uniforms
-from featemb.rows import distinct_rows, gather_rows, sum_groups, write_rows
+from featemb.rows import gather_rows, gradient_of_rows, write_rows
 
 if TYPE_CHECKING:
     from featemb.codecs.base import Codec
@@ -268,9 +268,4 @@ class _RowsOfHandle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (rows,) = ctx.saved_tensors
-        distinct, order, starts = distinct_rows(rows, ctx.shape[0])
-        summed = sum_groups(grads[0].contiguous(), order, starts)
-        sparse = torch.sparse_coo_tensor(
-            distinct[None], summed, ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return sparse, None, None
+        return gradient_of_rows(grads[0], rows, ctx.shape), None, None

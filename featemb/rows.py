@@ -11,7 +11,7 @@ switch them on for the tables that they are given.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -207,6 +207,15 @@ def sum_groups(values: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     return F.embedding_bag(order, values, starts, mode="sum")
 
 
+def gradient_of_rows(gradient: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the sparse gradient ``[R, C]`` of a table whose rows were read: each row once."""
+    distinct, order, starts = distinct_rows(rows, shape[0])
+    summed = sum_groups(gradient.contiguous(), order, starts)
+    return torch.sparse_coo_tensor(
+        distinct[None], summed, tuple(shape), is_coalesced=True, check_invariants=False
+    )
+
+
 class _RowGather(torch.autograd.Function):
     """Gather whose gradient holds the touched rows only."""
 
@@ -219,9 +228,4 @@ class _RowGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
-        distinct, order, starts = distinct_rows(rows, ctx.shape[0])
-        summed = sum_groups(grads[0].contiguous(), order, starts)
-        sparse = torch.sparse_coo_tensor(
-            distinct[None], summed, ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return sparse, None
+        return gradient_of_rows(grads[0], rows, ctx.shape), None
