@@ -12,9 +12,6 @@ Run ``python -m featemb.benchmarks.speed.sweep_costs SWEEP.toml --ratio 10 --out
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -28,14 +25,16 @@ from featemb.benchmarks import sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.grid import REFERENCE, grids
 from featemb.benchmarks.network import build_network
+from featemb.benchmarks.speed import turns
 from featemb.benchmarks.stepping import Stepper
 from featemb.datasets import Dataset
+from featemb.errors import BudgetError
 from featemb.models import CTRModel
 
 _WARM_UP = 2
 
 
-def measure(config: RunConfig, full: RunConfig, turns: int) -> dict[str, Any]:
+def measure(config: RunConfig, full: RunConfig, rounds: int) -> dict[str, Any]:
     """Return medians in milliseconds of a run's steps and lookups, and ratios to the full table's.
 
     Raises:
@@ -47,7 +46,7 @@ def measure(config: RunConfig, full: RunConfig, turns: int) -> dict[str, Any]:
     lookups = {name: _lookup(net, config, dataset) for name, net in nets.items()}
     found: dict[str, Any] = {"serving": nets["method"].memory().serving}
     for kind, variants in (("lookup", lookups), ("step", steps)):
-        times = _turns(variants, turns)
+        times = _turns(variants, rounds)
         found[kind] = {
             "milliseconds": round(1e3 * statistics.median(times["method"]), 3),
             "ratio": round(
@@ -78,9 +77,9 @@ def _lookup(net: CTRModel, config: RunConfig, dataset: Dataset) -> Callable[[], 
     return timed
 
 
-def _turns(variants: dict[str, Any], turns: int) -> dict[str, list[float]]:
+def _turns(variants: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(_WARM_UP + turns):
+    for turn in range(_WARM_UP + rounds):
         for name, variant in variants.items():
             taken = variant()
             if turn >= _WARM_UP:
@@ -114,21 +113,15 @@ def main() -> None:
     costs: dict[str, Any] = {}
     for name, (config, full) in pairs(options.sweep, options.ratio).items():
         if options.data in (None, config.data) and options.model in (None, config.model):
-            costs[name] = measure(config, full, options.turns)
+            try:
+                costs[name] = measure(config, full, options.turns)
+            except BudgetError as error:
+                print(f"{name:48} {error}", flush=True)
+                continue
             step, lookup = (costs[name][kind]["ratio"] for kind in ("step", "lookup"))
             print(f"{name:48} step {step:7.2f}  lookup {lookup:7.2f}", flush=True)
-    record = {
-        "settings": {"ratio": options.ratio, "turns": options.turns},
-        "machine": {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "torch": torch.__version__,
-        },
-        "costs": costs,
-    }
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    settings = {"ratio": options.ratio, "turns": options.turns}
+    turns.save({"settings": settings, "machine": turns.machine(), "costs": costs}, options.out)
 
 
 if __name__ == "__main__":
