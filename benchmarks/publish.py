@@ -7,7 +7,7 @@ A page holds ``<!-- results NAME -->`` and ``<!-- end -->``; what lies between i
 - ``curves DATA MODEL``: differences to the full table over sizes;
 - ``choices DATA``: the settings that equal tuning chose.
 
-Run ``python -m featemb.benchmarks.publish RUNS PAGE... --costs FILE``.
+Run ``python -m featemb.benchmarks.publish RUNS PAGE... --costs FILE --pictures FOLDER``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from featemb.benchmarks.published import Published
 from featemb.benchmarks.published_cards import card
 from featemb.benchmarks.published_tables import choices, curves, table
+from featemb.benchmarks.report.pictures import pictures
 from featemb.errors import ConfigError
 from featemb.files import replacing
 
@@ -49,8 +50,10 @@ def _make(name: str, found: Published) -> str:
     return KINDS[kind][1](found, *asked)
 
 
-def publish(runs: Path, pages: Sequence[Path], costs: Path | None = None) -> list[Path]:
-    """Fill pages from a folder of runs; return those that changed.
+def publish(
+    runs: Path, pages: Sequence[Path], costs: Path | None = None, drawings: Path | None = None
+) -> list[Path]:
+    """Fill pages from a folder of runs, and draw them; return the pages that changed.
 
     Raises:
         ConfigError: as `fill`.
@@ -65,6 +68,8 @@ def publish(runs: Path, pages: Sequence[Path], costs: Path | None = None) -> lis
             with replacing(page) as path:
                 path.write_text(after, "utf-8")
             changed.append(page)
+    if drawings is not None:
+        pictures(found.rows, drawings)
     return changed
 
 
@@ -74,8 +79,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("pages", type=Path, nargs="+")
     parser.add_argument("--costs", type=Path, help="record of speed.sweep_costs")
+    parser.add_argument("--pictures", type=Path, help="folder to draw every data set and model in")
     options = parser.parse_args()
-    for page in publish(options.runs, options.pages, options.costs):
+    for page in publish(options.runs, options.pages, options.costs, options.pictures):
         print(page)
 
 

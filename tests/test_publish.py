@@ -99,6 +99,13 @@ def test_curves_have_a_column_a_size(tmp_path: Path) -> None:
     assert not shown[-1].startswith("**"), "the loss at 100x is shown"
 
 
+def test_pictures_are_drawn_too(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Nothing marked\n")
+    assert publish(runs, [page], drawings=tmp_path) == []
+    assert (tmp_path / "toy-dcnv2.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_table_is_the_same_without_predictions(runs: Path, tmp_path: Path) -> None:
     page = "<!-- results table toy dcnv2 10x -->\n<!-- end -->\n"
     before = fill(page, Published.read(runs))

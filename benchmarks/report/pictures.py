@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featemb.benchmarks.records import slug
 from featemb.benchmarks.report.aggregate import Row
-from featemb.benchmarks.report.looks import Look
+from featemb.benchmarks.report.looks import Look, looks
 from featemb.benchmarks.report.pareto import front
+from featemb.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +31,17 @@ def lines_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def full_of(rows: Sequence[Row]) -> Row | None:
     """Return the full table's row."""
     return next((row for row in rows if row.is_full), None)
+
+
+def pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw every data set and model into a folder; return the files."""
+    drawn = looks(row.method for row in rows)
+    written = []
+    for data, model in sorted({(row.data, row.model) for row in rows}):
+        part = [row for row in rows if (row.data, row.model) == (data, model)]
+        written.append(folder / f"{slug(data)}-{slug(model)}.png")
+        png(part, f"{data}, {model}", written[-1], drawn)
+    return written
 
 
 def png(rows: Sequence[Row], title: str, path: Path, looks: Mapping[str, Look]) -> None:
@@ -66,7 +79,8 @@ def png(rows: Sequence[Row], title: str, path: Path, looks: Mapping[str, Look]) 
         else:
             shades = {row.label: looks[row.method].light for row in best}
             _names(axes, best, shades | {row.label: "#333333" for row in best if row.is_full})
-        figure.savefig(path, metadata={"Software": None})
+        with replacing(path) as part:
+            figure.savefig(part, format="png", metadata={"Software": None})
 
 
 def _full(axes: Axes, full: Row | None) -> None:

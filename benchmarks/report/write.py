@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from featemb.benchmarks.records import read_all, slug
+from featemb.benchmarks.records import read_all
 from featemb.benchmarks.report.aggregate import aggregate
 from featemb.benchmarks.report.looks import looks
 from featemb.benchmarks.report.page import page
-from featemb.benchmarks.report.pictures import png
+from featemb.benchmarks.report.pictures import pictures
 from featemb.errors import RunError
 from featemb.files import replacing
 
@@ -38,13 +38,7 @@ def write_report(
     rows = aggregate(Path(runs_dir), runs.records.values())
     drawn = looks(row.method for row in rows)
     html = page(title, rows, runs.records, runs.unreadable, drawn, runs_dir)
-    written = [_write(folder / "report.html", html)]
-    for data, model in sorted({(row.data, row.model) for row in rows}):
-        path = folder / f"{slug(data)}-{slug(model)}.png"
-        part = [row for row in rows if (row.data, row.model) == (data, model)]
-        png(part, f"{data}, {model}", path, drawn)
-        written.append(path)
-    return written
+    return [_write(folder / "report.html", html), *pictures(rows, folder)]
 
 
 def _write(path: Path, text: str) -> Path:
