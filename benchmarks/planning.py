@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _EVIDENCE = ("auc_loss", "loss_low", "loss_high", "basis", "evidence")
 _BETWEEN = "; "  # the notes of several data sets and models
 _SEVERAL = (
-    "Judged by several data sets and models: mean loss, widest interval, weakest word. --out writes "
-    "what each says; --evidence-data and --evidence-model judge by one."
+    "Judged by several data sets and models: mean loss, widest interval, weakest word. "
+    "--out writes what each says; --evidence-data and --evidence-model judge by one."
 )
 _INTEGERS = ("serving_bytes", "training_bytes", "floor_bytes", "gpu_bytes", "host_bytes")
 

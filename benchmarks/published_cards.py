@@ -51,10 +51,10 @@ def _measured(rows: list[Row]) -> str:
         if row.difference is not None:
             change = f"{name}{_ratio(row.ratio)} {row.difference.value:+.4f} (p {p_value(row.p)})"
             curves.setdefault((row.data, row.model), []).append(change.replace("(p <", "(p < "))
-    return (
-        "; ".join(f"{data}, {model}: {', '.join(dict.fromkeys(one))}" for (data, model), one in curves.items())
-        + "."
-    )
+    kinds = [
+        f"{data}, {model}: {', '.join(dict.fromkeys(one))}" for (data, model), one in curves.items()
+    ]
+    return f"{'; '.join(kinds)}."
 
 
 def _where(row: Row) -> str:
