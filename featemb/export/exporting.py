@@ -101,7 +101,7 @@ def _written(made: Prepared, to: str, file: Path, tolerance: float) -> None:
     if worst > tolerance:
         raise ExportError(
             f"{to}: the outputs differ from the frozen original by {worst:.3g}, "
-            f"{tolerance:.3g} is allowed; nothing was written"
+            f"{tolerance:.3g} is allowed; nothing was written. A larger tolerance allows more"
         )
 
 
