@@ -46,10 +46,13 @@ class TextFile:
         with self._open() as reader:
             yield from reader
 
-    def _open(self) -> csv.CSVStreamingReader:
+    def _open(self, threads: bool = True) -> csv.CSVStreamingReader:
         names = list(self.names) if self.names else None
         reading = csv.ReadOptions(
-            block_size=_BLOCK_BYTES, column_names=names, encoding=self.encoding
+            use_threads=threads,
+            block_size=_BLOCK_BYTES,
+            column_names=names,
+            encoding=self.encoding,
         )
         reader = csv.open_csv(self.path, reading, self._parsing(), self._converting())
         _require_text(reader.schema)
@@ -96,7 +99,7 @@ class TextFile:
     def kinds(self) -> dict[str, pa.DataType]:
         """Names and types of all columns: the first block decides, as it does in a stream."""
         try:
-            with self._open() as reader:
+            with self._open(threads=False) as reader:  # with threads, errors name no row
                 return {column.name: column.type for column in reader.schema}
         except pa.ArrowException as error:
             with self.path.open("rb") as file:

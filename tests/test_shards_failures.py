@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,15 @@ def test_a_corrupt_row_is_named(path: Path, damage: str, workers: int) -> None:
     assert not (path.parent / "out").exists()
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    before = pa.cpu_count()
+    pa.set_cpu_count(2)
+    yield
+    pa.set_cpu_count(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
 def test_lines_are_counted_with_header_and_blank_lines(tmp_path: Path) -> None:
     lines = ["", "a,b,click", "", *(f"{n},x,{n % 2}" for n in range(50)), "", "1,2"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
