@@ -9,9 +9,6 @@ Run ``python -m featemb.benchmarks.speed.kernels --out FILE``; it prints and wri
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 import featemb as fe
 from featemb import models, optim, staging
 from featemb.benchmarks import environment
+from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.speed.training_step import schema_of
 from featemb.fbgemm.choice import KERNELS
 from featemb.schema import Schema
@@ -104,12 +102,7 @@ def measure(
         fe.use_kernel(model.to(how.device), kernel)
         made[kernel] = optim.build(model, RATES[optimizer], optimizer)
         steps[kernel] = make_step(model, made[kernel], schema, how)
-    seconds: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
-    for turn in range(how.warmup + how.turns):
-        for kernel, step in steps.items():
-            taken = step()
-            if turn >= how.warmup:
-                seconds[kernel].append(taken)
+    seconds: dict[str, list[float]] = speed.rounds(steps, how.turns, how.warmup)
     median = {kernel: statistics.median(values) for kernel, values in seconds.items()}
     return {
         "rows": rows,
@@ -171,17 +164,14 @@ def main() -> None:
     record = {
         "settings": {k: v for k, v in vars(how).items() if k != "out"},
         "machine": {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
+            **speed.machine(),
             "device": environment.device(how.device),
-            "torch": torch.__version__,
             **{package: _version(package) for package in packages},
         },
         "cases": found,
     }
     if how.out is not None:
-        how.out.write_text(json.dumps(record, indent=1) + "\n")
+        speed.save(record, how.out)
 
 
 def _version(package: str) -> str | None:

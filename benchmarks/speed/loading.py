@@ -17,7 +17,6 @@ Run ``python -m featemb.benchmarks.speed.loading --out FILE``; it prints and wri
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -32,6 +31,7 @@ import torch
 
 import featemb as fe
 from featemb import models, optim, staging
+from featemb.benchmarks.speed import turns as speed
 from featemb.datasets import ShardedSplit, Split
 from featemb.datasets.shard_index import Shard
 from featemb.datasets.sharded import CHUNK_ROWS
@@ -173,10 +173,9 @@ def main() -> None:
         },
         **found,
     }
-    text = json.dumps(record, indent=1)
-    print(text)
+    speed.save(record, None)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,12 @@ on the same ids. Run ``python -m featemb.benchmarks.speed.method_steps --out FIL
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import featemb as fe
+from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.speed.training_step import make_step, schema_of
 
 _SLOW_SECONDS = 3.0
@@ -77,16 +73,11 @@ def main() -> None:
         print(f"{spec:40} {methods[spec]['ratio']:6.2f}  {methods[spec]['milliseconds']:8.1f} ms")
     record = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "methods")},
-        "machine": {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "torch": torch.__version__,
-        },
+        "machine": speed.machine(),
         "methods": methods,
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ the AUC of each candidate; both ways must give the same. Run
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +21,7 @@ from featemb import staging
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.network import build_network
 from featemb.benchmarks.sources import load
+from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.training import Validation
 from featemb.datasets import Dataset
 from featemb.evolution import Candidate
@@ -140,16 +138,11 @@ def main() -> None:
         print(f"{model:10} {found['ratio']:6.2f}  {found['seconds']}  {found['columns']} columns")
     record = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "models")},
-        "machine": {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "torch": torch.__version__,
-        },
+        "machine": speed.machine(),
         "models": models,
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

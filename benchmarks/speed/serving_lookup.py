@@ -16,7 +16,6 @@ Run ``python -m featemb.benchmarks.speed.serving_lookup --out FILE``; it prints 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 import featemb as fe
 from featemb.benchmarks.speed import fbgemm_rows
+from featemb.benchmarks.speed import turns as speed
 from featemb.codecs.base import codec_by_name
 from featemb.codecs.integers import IntRows
 from featemb.kernels import code_bytes, read_fused_plainly
@@ -138,10 +138,9 @@ def main() -> None:
         "bytes_a_row": sizes,
         "threads": {str(one): measure(variants, one, options) for one in options.threads},
     }
-    text = json.dumps(record, indent=1)
-    print(text)
+    speed.save(record, None)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

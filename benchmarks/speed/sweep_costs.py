@@ -25,7 +25,7 @@ from featemb.benchmarks import sources
 from featemb.benchmarks.config import RunConfig
 from featemb.benchmarks.grid import REFERENCE, grids
 from featemb.benchmarks.network import build_network
-from featemb.benchmarks.speed import turns
+from featemb.benchmarks.speed import turns as speed
 from featemb.benchmarks.stepping import Stepper
 from featemb.datasets import Dataset
 from featemb.errors import BudgetError
@@ -34,7 +34,7 @@ from featemb.models import CTRModel
 _WARM_UP = 2
 
 
-def measure(config: RunConfig, full: RunConfig, rounds: int) -> dict[str, Any]:
+def measure(config: RunConfig, full: RunConfig, turns: int) -> dict[str, Any]:
     """Return medians in milliseconds of a run's steps and lookups, and ratios to the full table's.
 
     Raises:
@@ -46,7 +46,7 @@ def measure(config: RunConfig, full: RunConfig, rounds: int) -> dict[str, Any]:
     lookups = {name: _lookup(net, config, dataset) for name, net in nets.items()}
     found: dict[str, Any] = {"serving": nets["method"].memory().serving}
     for kind, variants in (("lookup", lookups), ("step", steps)):
-        times = _turns(variants, rounds)
+        times: dict[str, list[float]] = speed.rounds(variants, turns, _WARM_UP)
         found[kind] = {
             "milliseconds": round(1e3 * statistics.median(times["method"]), 3),
             "ratio": round(
@@ -75,16 +75,6 @@ def _lookup(net: CTRModel, config: RunConfig, dataset: Dataset) -> Callable[[], 
             return time.perf_counter() - began
 
     return timed
-
-
-def _turns(variants: dict[str, Any], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(_WARM_UP + rounds):
-        for name, variant in variants.items():
-            taken = variant()
-            if turn >= _WARM_UP:
-                times[name].append(taken)
-    return times
 
 
 def pairs(sweep: Path, ratio: float) -> dict[str, tuple[RunConfig, RunConfig]]:
@@ -121,7 +111,9 @@ def main() -> None:
             step, lookup = (costs[name][kind]["ratio"] for kind in ("step", "lookup"))
             print(f"{name:48} step {step:7.2f}  lookup {lookup:7.2f}", flush=True)
     settings = {"ratio": options.ratio, "turns": options.turns}
-    turns.save({"settings": settings, "machine": turns.machine(), "costs": costs}, options.out)
+    record = {"settings": settings, "machine": speed.machine(), "costs": costs}
+    if options.out is not None:
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ Run ``python -m featemb.benchmarks.speed.training_step --out FILE``; it prints a
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import featemb as fe
 from featemb import models, optim
+from featemb.benchmarks.speed import turns as speed
 from featemb.layer import BuildContext, FeatureEmbedding
 from featemb.schema import Schema
 
@@ -143,12 +141,7 @@ def summarise(seconds: dict[str, list[float]], options: argparse.Namespace) -> d
     }
     return {
         "settings": {k: v for k, v in vars(options).items() if k != "out"},
-        "machine": {
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            "processor": platform.machine(),
-            "torch": torch.__version__,
-        },
+        "machine": speed.machine(),
         "milliseconds_median": {name: round(1e3 * value, 2) for name, value in median.items()},
         "milliseconds_best": {name: round(1e3 * value, 2) for name, value in best.items()},
         "ratios_of_medians": {k: round(median[a] / median[b], 3) for k, (a, b) in pairs.items()},
@@ -168,10 +161,10 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=8)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    text = json.dumps(summarise(measure(options), options), indent=1, default=str)
-    print(text)
+    record = summarise(measure(options), options)
+    speed.save(record, None)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        speed.save(record, options.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from featemb.errors import RunError
 from featemb.files import replacing
+
+T = TypeVar("T")
 
 
 class Taken(NamedTuple):
@@ -33,22 +36,18 @@ def timed(call: Callable[[], object]) -> Taken:
     return Taken(time.perf_counter() - began, time.process_time() - busy)
 
 
-def take(
-    steps: Mapping[str, Callable[[], Taken]], turns: int, warmup: int = 1, limit: float = 1e9
-) -> dict[str, dict[str, float]]:
-    """Let steps take turns; the first ``warmup`` rounds do not count.
+def rounds(
+    steps: Mapping[str, Callable[[], T]], turns: int, warmup: int = 1, limit: float = math.inf
+) -> dict[str, list[T]]:
+    """Let steps take turns; return what each gave in the rounds after the first ``warmup``.
 
     Args:
         steps: what takes turns, by name.
         turns: rounds that count.
         warmup: rounds before them.
         limit: seconds after which no further round begins; one always counts.
-
-    Returns:
-        Milliseconds of every step by name: ``median`` and ``best`` by the clock, and the median of
-        the ``processor``, which other work on the machine disturbs less.
     """
-    found: dict[str, list[Taken]] = {name: [] for name in steps}
+    found: dict[str, list[T]] = {name: [] for name in steps}
     began = time.perf_counter()
     for turn in range(warmup + turns):
         if time.perf_counter() - began > limit and all(found.values()):
@@ -57,6 +56,22 @@ def take(
             taken = step()
             if turn >= warmup:
                 found[name].append(taken)
+    return found
+
+
+def take(
+    steps: Mapping[str, Callable[[], Taken]],
+    turns: int,
+    warmup: int = 1,
+    limit: float = math.inf,
+) -> dict[str, dict[str, float]]:
+    """Let steps take turns, as `rounds`.
+
+    Returns:
+        Milliseconds of every step by name: ``median`` and ``best`` by the clock, and the median of
+        the ``processor``, which other work on the machine disturbs less.
+    """
+    found = rounds(steps, turns, warmup, limit)
     return {
         "median": _each(found, lambda s: statistics.median(one.clock for one in s)),
         "best": _each(found, lambda s: min(one.clock for one in s)),
