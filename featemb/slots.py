@@ -58,7 +58,21 @@ def scores(policy: str, decay: float, step: int, counts: Tensor, last: Tensor) -
     return -distance if policy == "lru" else counts / distance
 
 
-class SlotKeeper(nn.Module):
+class Keeper(nn.Module):
+    """Counts the lookups of training, and decides which ids hold a slot."""
+
+    def update(self, address: ManagedAddress, ids: Tensor, feature: Tensor) -> Admitted | None:
+        """Count a step's lookups; return who got slots where it was time for a turn.
+
+        Args:
+            address: the list, which is changed.
+            ids: int64 ``[N]``.
+            feature: int64 ``[N]``.
+        """
+        raise NotImplementedError
+
+
+class SlotKeeper(Keeper):
     """Counts lookups, and at every interval gives slots to the best of all ids.
 
     Ids with a slot and those that asked for one in the interval are ranked by their scores; the S
@@ -125,13 +139,7 @@ class SlotKeeper(nn.Module):
 
     @torch.no_grad()
     def update(self, address: ManagedAddress, ids: Tensor, feature: Tensor) -> Admitted | None:
-        """Count a step's lookups; return who got slots where it was time for a turn.
-
-        Args:
-            address: the list, which is changed.
-            ids: int64 ``[N]``.
-            feature: int64 ``[N]``.
-        """
+        """Count a step's lookups, and take a turn where it is time (see `Keeper.update`)."""
         self.clock[0] += 1
         step = int(self.clock[0])
         ones = torch.ones_like(ids)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featemb.layer import PartsEmbedding
+
+_BACKWARDS = 64  # most backward passes that one step is made of
 
 
 class Watching(PartsEmbedding):
@@ -16,6 +20,10 @@ class Watching(PartsEmbedding):
 
     Eval mode, frozen layers and ``torch.no_grad`` are not watched.
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._seen: deque[tuple[Tensor, ...]] = deque(maxlen=_BACKWARDS)
 
     def lookup(self, ids: Tensor, feature: Tensor) -> Tensor:
         """Return the vectors ``[..., D]`` of ids ``[...]`` of broadcastable features."""
@@ -35,8 +43,14 @@ class Watching(PartsEmbedding):
         return True
 
     @abstractmethod
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
-        """Keep what is wanted of a lookup; feature None: ids are ``[B, F]``."""
+    def _noted(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> tuple[Tensor, ...]:
+        """Return what to remember of a lookup; feature None: ids are ``[B, F]``."""
+
+    def _recall(self) -> tuple[Tensor, ...]:
+        """Return what was noted since the last call, joined, and forget it; () for nothing."""
+        joined = tuple(torch.cat(part) for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        return joined
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # hooks of a compiled graph do not run
     def _watch(self, vectors: Tensor, ids: Tensor, feature: Tensor | None) -> None:
@@ -46,4 +60,4 @@ class Watching(PartsEmbedding):
 
     def _hear(self, ids: Tensor, feature: Tensor | None, grad: Tensor | None) -> None:
         if grad is not None:  # else autograd knows that it is zero
-            self._remember(ids, feature, grad)
+            self._seen.append(self._noted(ids, feature, grad))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,6 @@ from featemb.parts.owned import NO_ROW, OwnedRows
 from featemb.rows import distinct_rows, reset_rows, sum_groups
 from featemb.watching import Watching
 
-_BACKWARDS = 64  # most backward passes that one step is made of
 _INT32 = 2**31
 _TINY = 1e-30
 _SCORES = ("gradient", "frequency")
@@ -127,7 +125,6 @@ class AdaEmbedding(Watching):
         device = context.device
         self.register_buffer("scores", torch.zeros(owned.pointers.shape, device=device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
-        self._seen: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_BACKWARDS)
 
     @property
     def owned(self) -> OwnedRows:
@@ -144,8 +141,8 @@ class AdaEmbedding(Watching):
             self._reallocate()
             self.scores *= self.config.decay
 
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
-        """Keep the distinct ids of a lookup, their number and the norm of their gradient."""
+    def _noted(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> tuple[Tensor, ...]:
+        """Return the distinct ids of a lookup, their number and the norm of their gradient."""
         if feature is None:  # [B, F]
             feature = torch.arange(ids.shape[1], device=ids.device)
         numbers = self.source.get_submodule("address")(ids, feature).reshape(-1)
@@ -154,7 +151,7 @@ class AdaEmbedding(Watching):
         summed = sum_groups(grad.detach().reshape(numbers.numel(), -1), order, starts)
         # a step that gradient scaling skips has gradients that are not finite
         norm = summed.norm(dim=-1).to(self.scores.dtype).nan_to_num(0.0, 0.0, 0.0)
-        self._seen.append((distinct, count.to(norm), norm))
+        return distinct, count.to(norm), norm
 
     def _count(self) -> None:
         """Add what was seen since the last step to the scores."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
@@ -22,7 +21,6 @@ from featemb.sketch import HotSketch, Lookups
 from featemb.watching import Watching
 
 _INT32 = 2**31
-_BACKWARDS = 64  # most backward passes that one step is made of
 _TINY = 1e-30
 _SCORES = ("gradient", "frequency")
 _UNKNOWN_RATIO = 0.01  # rows / ids, where the number of ids is unknown
@@ -211,7 +209,6 @@ class CafeEmbedding(RowEmbedding, Watching):
         self._by_gradient = config.score == "gradient"
         # a tensor of the features that the sketch serves would be a buffer; this list is short
         self._watched = [f for f, whole in enumerate(address.whole) if not whole]
-        self._seen: deque[Lookups] = deque(maxlen=_BACKWARDS)
 
     @property
     def _watches(self) -> bool:
@@ -219,10 +216,10 @@ class CafeEmbedding(RowEmbedding, Watching):
 
     def after_step(self, step: int) -> None:
         """Count the lookups of the step, and move ids between the levels."""
-        if not self._seen:
+        seen = self._recall()
+        if not seen:
             return
-        ids, feature, norms = (torch.cat(part) for part in zip(*self._seen, strict=True))
-        self._seen.clear()
+        ids, feature, norms = seen
         source = self.source
         assert isinstance(source, Lookup)
         address, table = source.address, source.rows
@@ -233,8 +230,8 @@ class CafeEmbedding(RowEmbedding, Watching):
         scores = torch.where(counted, norms / mean.clamp(min=_TINY), norms)
         self.sketch.update(address, table.weight, Lookups(ids, feature, scores))
 
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
-        """Keep the ids of a lookup and the norms of their gradients ``[..., D]``."""
+    def _noted(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> Lookups:
+        """Return the ids of a lookup and the norms of their gradients ``[..., D]``."""
         norms = grad.detach().norm(dim=-1).to(self.sketch.scores.dtype)
         watched = torch.tensor(self._watched, device=ids.device)
         if feature is None:  # [B, F]
@@ -248,4 +245,4 @@ class CafeEmbedding(RowEmbedding, Watching):
         # a step that gradient scaling skips has gradients that are not finite
         norms = norms.nan_to_num(0.0, 0.0, 0.0)
         feature = feature.expand_as(ids)
-        self._seen.append(Lookups(ids.reshape(-1), feature.reshape(-1), norms.reshape(-1)))
+        return Lookups(ids.reshape(-1), feature.reshape(-1), norms.reshape(-1))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,11 +16,10 @@ from featemb.parts import Concat
 from featemb.parts.managed import ManagedAddress
 from featemb.rows import RowTable, gather_rows, reset_rows
 from featemb.schema import Schema
-from featemb.slots import POLICIES, Admitted, SlotKeeper
+from featemb.slots import POLICIES, Admitted, Keeper, SlotKeeper
 from featemb.watching import Watching
 
 _INT32 = 2**31
-_BACKWARDS = 64  # most backward passes that one step is made of
 _ENTRY = 12  # bytes of a slot in the id table: where a row is smaller, hashing is the better use
 _ENGINES = ("featemb", "torchrec")
 _STARTS = ("initial", "shared")
@@ -180,12 +178,11 @@ class ZchEmbedding(RowEmbedding, Watching):
         slots = len(address.ids)
         self._init, self._shared = init, config.start == "shared"
         self._managed = list(managed) if slots else []
-        self._seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_BACKWARDS)
         rule = config.policy, config.decay, config.interval
         if config.engine == "torchrec":
             from featemb.torchrec.managed import TorchRecKeeper
 
-            self.keeper: Any = TorchRecKeeper(*rule, address, context.schema)
+            self.keeper: Keeper = TorchRecKeeper(*rule, address, context.schema)
         else:
             room = max(slots, _FEW) if config.candidates is None else config.candidates
             self.keeper = SlotKeeper(*rule, address, room if slots else 0)
@@ -196,13 +193,12 @@ class ZchEmbedding(RowEmbedding, Watching):
 
     def after_step(self, step: int) -> None:
         """Count the lookups of the step; where it is time, give slots and start their rows anew."""
-        if not self._seen:
+        seen = self._recall()
+        if not seen:
             return
-        ids, feature = (torch.cat(part) for part in zip(*self._seen, strict=True))
-        self._seen.clear()
         address = cast(ManagedAddress, self.source.get_submodule("address"))
         weight = self.source.get_parameter("rows.weight")
-        admitted: Admitted | None = self.keeper.update(address, ids, feature)
+        admitted = self.keeper.update(address, *seen)
         if admitted is None or not len(admitted.slots):
             return
         reset_rows(weight, admitted.slots, self._first_values(address, weight, admitted))
@@ -220,8 +216,8 @@ class ZchEmbedding(RowEmbedding, Watching):
         uniform = (bits >> 11).double() * 2.0**-52  # in [-1, 1)
         return (uniform * self._init).to(weight.dtype)
 
-    def _remember(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> None:
-        """Keep the ids of a lookup whose gradient came back, but for those of whole features."""
+    def _noted(self, ids: Tensor, feature: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids of a lookup whose gradient came back, but for those of whole features."""
         managed = torch.tensor(self._managed, device=ids.device)
         if feature is None:  # [B, F]
             ids, feature = ids[:, managed], managed.expand(len(ids), -1)
@@ -229,4 +225,4 @@ class ZchEmbedding(RowEmbedding, Watching):
             feature = feature.expand_as(ids)
             kept = torch.isin(feature, managed)
             ids, feature = ids[kept], feature[kept]
-        self._seen.append((ids.reshape(-1), feature.reshape(-1)))
+        return ids.reshape(-1), feature.reshape(-1)

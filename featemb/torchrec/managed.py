@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featemb.errors import IdError
 from featemb.parts.managed import ManagedAddress
 from featemb.schema import Schema
-from featemb.slots import Admitted
+from featemb.slots import Admitted, Keeper
 from featemb.torchrec.rows import require_torchrec
 
 _LARGEST = 2**63 - 1
@@ -30,7 +30,7 @@ _PARTS = {
 }
 
 
-class TorchRecKeeper(nn.Module):
+class TorchRecKeeper(Keeper):
     """Profiles ids in a ``MCHManagedCollisionModule``, and takes its id table over at every turn.
 
     The module knows one number for each (feature, id), ascending in this order where all features
@@ -111,12 +111,7 @@ class TorchRecKeeper(nn.Module):
 
     @torch.no_grad()
     def update(self, address: ManagedAddress, ids: Tensor, feature: Tensor) -> Admitted | None:
-        """Profile a step's lookups; return who got slots where the module took a turn.
-
-        Args:
-            address: the list, which is changed.
-            ids: int64 ``[N]``.
-            feature: int64 ``[N]``.
+        """Profile a step's lookups in the module (see `Keeper.update`).
 
         Raises:
             IdError: an id is too large to be told apart from those of other features.
