@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SAME = 1.02  # ratios within 2% are the same size
 _FEW = 3  # seeds that show how much training varies
+BETWEEN = "; "  # the notes of several data sets and models
 _ORDER = ("measured", "interpolated", "extrapolated", "no evidence")
 Place = tuple[str, str]  # data set and model
 
@@ -218,7 +219,7 @@ def combine(found: Mapping[Place, Expected]) -> Expected:
         min(one for one in lows if one is not None) if sure else None,
         max(one for one in highs if one is not None) if sure else None,
         max((one.basis for one in known.values()), key=_ORDER.index),
-        "; ".join(f"{'/'.join(group)}: {one.note}" for group, one in known.items()),
+        BETWEEN.join(f"{'/'.join(group)}: {one.note}" for group, one in known.items()),
     )
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from featemb.schema import Schema
 
 _EVIDENCE = ("auc_loss", "loss_low", "loss_high", "basis", "evidence")
-_BETWEEN = "; "  # the notes of several data sets and models
 _SEVERAL = (
     "Judged by several data sets and models: mean loss, widest interval, weakest word. "
     "--out writes what each says; --evidence-data and --evidence-model judge by one."
@@ -67,7 +66,7 @@ def table(frame: pd.DataFrame, heading: str) -> Table:
         made.add_column("95%", no_wrap=True)
         made.add_column("how known", overflow="fold")
     fitting: list[Any] = list(frame[frame.fits].itertuples())
-    if known and any(_BETWEEN in row.evidence for row in fitting):
+    if known and any(_judges(row) > 1 for row in fitting):
         made.caption = _SEVERAL
         made.caption_justify = "left"
     for row in fitting:
@@ -111,9 +110,16 @@ def _expectation(row: Any) -> tuple[str, str, str]:
         return "", "", "no evidence"
     reach = "" if _missing(row.loss_low) else f"[{row.loss_low:+.4f}, {row.loss_high:+.4f}]"
     guess = "~" if row.basis == "extrapolated" else ""
-    places = row.evidence.count(_BETWEEN) + 1
-    how = row.evidence if places == 1 else f"weakest of {places}"
+    judges = _judges(row)
+    how = row.evidence if judges == 1 else f"weakest of {judges}"
     return f"{guess}{row.auc_loss:+.4f}", reach, f"{row.basis}: {how}"
+
+
+def _judges(row: Any) -> int:
+    """Return how many data sets and models a row is judged by."""
+    from featemb.benchmarks.evidence import BETWEEN  # imported already: it has judged
+
+    return int(row.evidence.count(BETWEEN)) + 1
 
 
 def refused(frame: pd.DataFrame) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from featemb.benchmarks.published import Published
 from featemb.benchmarks.published_cards import card
 from featemb.benchmarks.published_tables import choices, curves, table
+from featemb.benchmarks.report.looks import looks
 from featemb.benchmarks.report.pictures import pictures
 from featemb.errors import ConfigError
 from featemb.files import replacing
@@ -69,7 +70,7 @@ def publish(
                 path.write_text(after, "utf-8")
             changed.append(page)
     if drawings is not None:
-        pictures(found.rows, drawings)
+        pictures(found.rows, drawings, looks(row.method for row in found.rows))
     return changed
 
 

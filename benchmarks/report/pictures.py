@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featemb.benchmarks.records import slug
 from featemb.benchmarks.report.aggregate import Row
-from featemb.benchmarks.report.looks import Look, looks
+from featemb.benchmarks.report.looks import Look
 from featemb.benchmarks.report.pareto import front
 from featemb.files import replacing
 
@@ -33,14 +33,13 @@ def full_of(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row.is_full), None)
 
 
-def pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
+def pictures(rows: Sequence[Row], folder: Path, looks: Mapping[str, Look]) -> list[Path]:
     """Draw every data set and model into a folder; return the files."""
-    drawn = looks(row.method for row in rows)
     written = []
     for data, model in sorted({(row.data, row.model) for row in rows}):
         part = [row for row in rows if (row.data, row.model) == (data, model)]
         written.append(folder / f"{slug(data)}-{slug(model)}.png")
-        png(part, f"{data}, {model}", written[-1], drawn)
+        png(part, f"{data}, {model}", written[-1], looks)
     return written
 
 

@@ -38,7 +38,7 @@ def write_report(
     rows = aggregate(Path(runs_dir), runs.records.values())
     drawn = looks(row.method for row in rows)
     html = page(title, rows, runs.records, runs.unreadable, drawn, runs_dir)
-    return [_write(folder / "report.html", html), *pictures(rows, folder)]
+    return [_write(folder / "report.html", html), *pictures(rows, folder, drawn)]
 
 
 def _write(path: Path, text: str) -> Path:
