@@ -13,19 +13,17 @@ Run ``python -m featemb.benchmarks.publish RUNS PAGE... --costs FILE --pictures 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from featemb.benchmarks import blocks
 from featemb.benchmarks.published import Published
 from featemb.benchmarks.published_cards import card
 from featemb.benchmarks.published_tables import choices, curves, table
 from featemb.benchmarks.report.looks import looks
 from featemb.benchmarks.report.pictures import pictures
 from featemb.errors import ConfigError
-from featemb.files import replacing
 
-_BLOCK = re.compile(r"(<!-- results ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS: dict[str, tuple[int, Callable[..., str]]] = {
     "table": (3, table),
     "card": (1, card),
@@ -40,7 +38,7 @@ def fill(page: str, found: Published) -> str:
     Raises:
         ConfigError: a marker asks for something else than the above.
     """
-    return _BLOCK.sub(lambda match: f"{match[1]}\n{_make(match[2], found)}\n{match[3]}", page)
+    return blocks.fill(page, "results", lambda name: _make(name, found))
 
 
 def _make(name: str, found: Published) -> str:
@@ -61,14 +59,7 @@ def publish(
         RunError: the runs hold a stale ``paired.json``, or none at all.
     """
     found = Published.read(runs, costs)
-    changed = []
-    for page in pages:
-        before = page.read_text("utf-8")
-        after = fill(before, found)
-        if after != before:
-            with replacing(page) as path:
-                path.write_text(after, "utf-8")
-            changed.append(page)
+    changed = blocks.rewrite(pages, lambda page: fill(page, found))
     if drawings is not None:
         pictures(found.rows, drawings, looks(row.method for row in found.rows))
     return changed

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from featemb.benchmarks import blocks
 from featemb.benchmarks.speed.lookups import FORMS
 from featemb.benchmarks.speed.step_profile import PARTS
 from featemb.errors import ConfigError
-from featemb.files import replacing
 
 Record = dict[str, Any]
-_BLOCK = re.compile(r"(<!-- speed ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MISSING = "Not measured yet.\n"
 
 
@@ -125,15 +123,14 @@ def fill(page: str, folder: Path) -> str:
         ConfigError: a marker asks for something else than the above.
     """
 
-    def made(match: re.Match[str]) -> str:
-        if match[2] not in KINDS:
-            raise ConfigError(f"speed {match[2]!r} is not known; Allowed: {', '.join(KINDS)}")
-        name, make = KINDS[match[2]]
-        file = folder / f"{name}.json"
-        text = make(json.loads(file.read_text("utf-8"))) if file.exists() else _MISSING
-        return f"{match[1]}\n{text.rstrip()}\n\n{match[3]}"
+    def made(name: str) -> str:
+        if name not in KINDS:
+            raise ConfigError(f"speed {name!r} is not known; Allowed: {', '.join(KINDS)}")
+        record, make = KINDS[name]
+        file = folder / f"{record}.json"
+        return make(json.loads(file.read_text("utf-8"))) if file.exists() else _MISSING
 
-    return _BLOCK.sub(made, page)
+    return blocks.fill(page, "speed", made)
 
 
 def main() -> None:
@@ -142,13 +139,8 @@ def main() -> None:
     parser.add_argument("pages", type=Path, nargs="+")
     parser.add_argument("--records", type=Path, default=Path("docs/results/speed"))
     options = parser.parse_args()
-    for page in options.pages:
-        before = page.read_text("utf-8")
-        after = fill(before, options.records)
-        if after != before:
-            with replacing(page) as path:
-                path.write_text(after, "utf-8")
-            print(page)
+    for page in blocks.rewrite(options.pages, lambda page: fill(page, options.records)):
+        print(page)
 
 
 if __name__ == "__main__":
