@@ -96,6 +96,8 @@ def merge(work: Work, number: int, runs: Runs, min_count: int) -> dict[str, Any]
         ends.append(ends[-1] + last - first)
     try:
         coded = pc.dictionary_encode(pa.concat_arrays(pieces))
+    except pa.ArrowMemoryError:
+        raise
     except pa.ArrowException as error:
         raise DataError(f"column {work.keys[runs.key]!r} changes its type: {error}") from error
     places = coded.indices.to_numpy()
